@@ -1,0 +1,152 @@
+import { displayName } from "../../images/find.ts";
+import type { PullResult } from "../../images/pull.ts";
+import { defineCommand } from "../command.ts";
+import { countOf, formatBytes, formatCount, formatDuration, shortDigest } from "../format.ts";
+import { singleLine } from "../log.ts";
+import { formatJson } from "../output.ts";
+import { PLATFORM, REGISTRY } from "./options.ts";
+import { openStore } from "./store-access.ts";
+
+export const pull = defineCommand({
+  name: "pull",
+  summary: "Fetch images, and index and store their layers",
+  description: `
+Fetches each REF from where it says: a registry (host/name:tag, name@digest, and Docker Hub's short names), an OCI
+layout (oci:DIR:tag) or a docker archive (docker-archive:FILE). Every layer is verified, decompressed and indexed in one
+pass; a layer that is already stored is not fetched, and a file that is already stored is not stored again. An
+interrupted download goes on where it stopped. When the command has ended, the image is complete and durable.
+
+Credentials are read from the docker configuration, including its credential helpers; mirrors from hosts.toml files as
+containerd reads them.
+`,
+  arguments: [
+    {
+      name: "REF",
+      help: "Image to fetch: host/name:tag, name@sha256:..., oci:DIR:tag or docker-archive:FILE",
+      repeated: true,
+    },
+  ],
+  options: {
+    platform: PLATFORM,
+    "all-platforms": { type: "flag", help: "Fetch every platform of a multi-platform image" },
+    ...REGISTRY,
+    jobs: {
+      type: "number",
+      short: "j",
+      value: "N",
+      minimum: 1,
+      maximum: 64,
+      help: "Layers to work on at a time, instead of one per processor",
+    },
+  },
+  examples: [
+    { command: "shale pull python:3.12", help: "An image of Docker Hub for this machine's platform" },
+    {
+      command: "shale pull --platform linux/arm64 registry.example/app@sha256:6b5d...",
+      help: "A certain image for another platform",
+    },
+    { command: "shale pull --tls-verify=false localhost:5000/app:dev", help: "A registry without TLS" },
+    { command: "shale pull oci:./layout:v1", help: "From an OCI layout on disk" },
+  ],
+  async run(context) {
+    const { values, log, progress, signal } = context;
+    const { parseImageSource, parsePlatform, platformOfNode } = await import("../../oci/index.ts");
+    const sources = context.positionals.map(parseImageSource);
+    const host = platformOfNode(process.arch);
+    const platform = values.platform === undefined ? undefined : parsePlatform(values.platform, host);
+    const { registryAccess, temporaryDirectory } = await import("./registry-access.ts");
+    const { openOrigin } = await import("../../images/origin.ts");
+    const { pullImage } = await import("../../images/pull.ts");
+    await using registry = registryAccess(values, {
+      log,
+      hosts: () => sources.flatMap((source) => (source.kind === "registry" ? [source.reference.host] : [])),
+      ...(values.jobs === undefined ? {} : { maxConnections: values.jobs }),
+    });
+    await using store = await openStore(context, { create: true });
+    const images: PulledImage[] = [];
+    try {
+      for (const source of sources) {
+        const startMs = performance.now();
+        using spool = source.kind === "docker-archive" ? temporaryDirectory() : undefined;
+        const origin = await openOrigin(source, {
+          registry: registry.client,
+          signal,
+          ...(spool === undefined ? {} : { spoolDirectory: spool.path }),
+        });
+        const result = await pullImage(store, origin, {
+          signal,
+          progress,
+          allPlatforms: values["all-platforms"],
+          ...(platform === undefined ? {} : { platform }),
+          ...(values.jobs === undefined ? {} : { jobs: values.jobs }),
+        });
+        const image = describePull(result, performance.now() - startMs);
+        images.push(image);
+        if (!context.json) await context.stdout.write(`${formatPull(image)}\n`);
+      }
+    } finally {
+      // Also what was pulled before one failed: it is there.
+      if (context.json) await context.stdout.write(formatJson({ images }));
+    }
+    return undefined;
+  },
+});
+
+export interface PulledImage {
+  readonly name: string;
+  readonly digest: string;
+  readonly manifests: readonly { readonly digest: string; readonly platform: string }[];
+  readonly layers: readonly {
+    readonly diffId: string;
+    /** Of the blob that the origin has; absent where only the tar's own digest is known. */
+    readonly digest: string | undefined;
+    readonly state: "fetched" | "present" | "shared";
+    readonly size: number;
+    readonly received: number;
+    /** Bytes that this layer added to the store, payloads and metadata; 0 unless it was fetched here. */
+    readonly stored: number;
+  }[];
+  readonly received: number;
+  readonly stored: number;
+  readonly elapsedMs: number;
+}
+
+export function describePull(result: PullResult, elapsedMs: number): PulledImage {
+  const layers = result.layers.map(({ diffId, digest, state, size, received, record }) => ({
+    diffId,
+    digest,
+    state,
+    size,
+    received,
+    stored: state === "fetched" ? record.ownBytes + record.metadataBytes : 0,
+  }));
+  return {
+    name: result.name,
+    digest: result.digest,
+    manifests: result.manifests.map(({ digest, platform }) => ({ digest, platform })),
+    layers,
+    received: layers.reduce((sum, layer) => sum + layer.received, 0),
+    stored: layers.reduce((sum, layer) => sum + layer.stored, 0),
+    elapsedMs: Math.round(elapsedMs * 10) / 10,
+  };
+}
+
+/** "app:1 (sha256:0123456789ab): 2 layers fetched, 3 already here; 12 MB received, 20 MB new in the store; 1.2 s". */
+export function formatPull(image: PulledImage): string {
+  const count = (state: string) => image.layers.filter((layer) => layer.state === state).length;
+  const fetched = count("fetched");
+  const shared = count("shared");
+  const present = count("present");
+  const layers = [
+    ...(fetched > 0 || image.layers.length === 0 ? [`${countOf(fetched, "layer")} fetched`] : []),
+    ...(shared > 0 ? [`${countOf(shared, "layer")} fetched by another pull`] : []),
+    ...(present > 0 ? [fetched + shared > 0 ? `${present} already here` : `${allOf(present)} already here`] : []),
+  ].join(", ");
+  const bytes =
+    fetched > 0 ? `; ${formatBytes(image.received)} received, ${formatBytes(image.stored)} new in the store` : "";
+  return `${singleLine(displayName(image.name))} (${shortDigest(image.digest)}): ${layers}${bytes}; ${formatDuration(image.elapsedMs)}`;
+}
+
+function allOf(count: number): string {
+  return count === 1 ? "its layer is" : `all ${formatCount(count)} layers are`;
+}

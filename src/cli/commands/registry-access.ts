@@ -1,0 +1,85 @@
+/** The registry client that a command's options describe. */
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { RegistryClient, RegistryEvent, RegistryOptions } from "../../registry/index.ts";
+import { makeDirectory, removeTree } from "../../sys/index.ts";
+import type { ValuesOf } from "../command.ts";
+import type { Log } from "../log.ts";
+import type { REGISTRY } from "./options.ts";
+
+export interface RegistryAccess extends AsyncDisposable {
+  /** The same client for every call, made by the first one: nothing of it is loaded before. */
+  client(): Promise<RegistryClient>;
+}
+
+/** `hosts` are those that --tls-verify=false is about; asked for when the client is made. */
+export function registryAccess(
+  values: ValuesOf<typeof REGISTRY>,
+  options: { readonly log: Log; readonly hosts: () => readonly string[]; readonly maxConnections?: number },
+): RegistryAccess {
+  let made: Promise<RegistryClient> | undefined;
+  const make = async () => {
+    const { RegistryClient } = await import("../../registry/index.ts");
+    return new RegistryClient(registryOptions(values, options));
+  };
+  return {
+    client() {
+      made ??= make();
+      return made;
+    },
+    async [Symbol.asyncDispose]() {
+      if (made !== undefined) await (await made)[Symbol.asyncDispose]();
+    },
+  };
+}
+
+export function registryOptions(
+  values: ValuesOf<typeof REGISTRY>,
+  options: { readonly log: Log; readonly hosts: () => readonly string[]; readonly maxConnections?: number },
+): RegistryOptions {
+  const authFile = values["auth-file"];
+  const hostsDir = values["hosts-dir"];
+  const { maxConnections } = options;
+  return {
+    ...(values["tls-verify"] ? {} : { insecure: [...new Set(options.hosts())] }),
+    ...(authFile === undefined ? {} : { authFile }),
+    ...(hostsDir === undefined ? {} : { hostsDirs: [hostsDir] }),
+    ...(maxConnections === undefined ? {} : { maxConnections }),
+    log: (event) => logRegistryEvent(options.log, event),
+  };
+}
+
+/** What a user wants to know unasked is a warning or information; each request is for debugging. */
+export function logRegistryEvent(log: Log, event: RegistryEvent): void {
+  switch (event.kind) {
+    case "request":
+      log.debug(`${event.method} ${event.url}`, { status: event.status, ms: Math.round(event.durationMs) });
+      break;
+    case "token":
+      log.debug("Got an access token", { host: event.host, repository: event.repository });
+      break;
+    case "retry":
+      log.warn(`Trying ${event.host} again: ${event.reason}`, { attempt: event.attempt, waitMs: event.waitMs });
+      break;
+    case "resume":
+      log.info(`Going on with ${event.digest} after a break`, { host: event.host, offset: event.offset });
+      break;
+    case "fallback":
+      log.warn(`Asking ${event.to} instead of ${event.host}: ${event.reason}`);
+      break;
+    case "credentials":
+      log.warn(event.problem);
+      break;
+  }
+}
+
+/**
+ * A directory for large temporary files, removed when it is disposed of. In /var/tmp unless TMPDIR says otherwise: /tmp is
+ * often in memory.
+ */
+export function temporaryDirectory(): Disposable & { readonly path: string } {
+  const parent = tmpdir() === "/tmp" ? "/var/tmp" : tmpdir();
+  const path = join(parent, `shale-${crypto.randomUUID()}`);
+  makeDirectory(path);
+  return { path, [Symbol.dispose]: () => void removeTree(path) };
+}

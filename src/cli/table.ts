@@ -1,0 +1,63 @@
+/**
+ * All commands. Each is a module of its own, loaded when it is asked for: `shale images` doesn't pay for the HTTP client
+ * of `shale pull`.
+ */
+import type { Command } from "./command.ts";
+import type { CommandGroup } from "./help.ts";
+
+export interface CommandEntry {
+  readonly name: string;
+  readonly group: string;
+  load(): Promise<Command>;
+}
+
+const START = "Start here";
+const IMAGES = "Images";
+const READING = "Reading and mounting";
+const EXPORTS = "Disks for others";
+const STORE = "The store";
+const SELF = "shale itself";
+
+/** In the order of help. */
+export const COMMANDS: readonly CommandEntry[] = [
+  { name: "demo", group: START, load: async () => (await import("./commands/demo.ts")).demo },
+  { name: "pull", group: IMAGES, load: async () => (await import("./commands/pull.ts")).pull },
+  { name: "images", group: IMAGES, load: async () => (await import("./commands/images.ts")).images },
+  { name: "layers", group: IMAGES, load: async () => (await import("./commands/layers.ts")).layers },
+  { name: "inspect", group: IMAGES, load: async () => (await import("./commands/inspect.ts")).inspect },
+  { name: "history", group: IMAGES, load: async () => (await import("./commands/history.ts")).history },
+  { name: "save", group: IMAGES, load: async () => (await import("./commands/save.ts")).save },
+  { name: "load", group: IMAGES, load: async () => (await import("./commands/load.ts")).load },
+  { name: "serve", group: IMAGES, load: async () => (await import("./commands/serve.ts")).serve },
+  { name: "mount", group: READING, load: async () => (await import("./commands/mount.ts")).mount },
+  { name: "umount", group: READING, load: async () => (await import("./commands/umount.ts")).umount },
+  { name: "ls", group: READING, load: async () => (await import("./commands/ls.ts")).ls },
+  { name: "cat", group: READING, load: async () => (await import("./commands/cat.ts")).cat },
+  { name: "stat", group: READING, load: async () => (await import("./commands/stat.ts")).stat },
+  { name: "diff", group: READING, load: async () => (await import("./commands/diff.ts")).diff },
+  { name: "export", group: EXPORTS, load: async () => (await import("./commands/export.ts")).exportCommand },
+  { name: "verity", group: EXPORTS, load: async () => (await import("./commands/verity.ts")).verity },
+  { name: "verify", group: EXPORTS, load: async () => (await import("./commands/verify.ts")).verify },
+  { name: "df", group: STORE, load: async () => (await import("./commands/df.ts")).df },
+  { name: "rm", group: STORE, load: async () => (await import("./commands/rm.ts")).rm },
+  { name: "gc", group: STORE, load: async () => (await import("./commands/gc.ts")).gc },
+  { name: "pin", group: STORE, load: async () => (await import("./commands/pin.ts")).pin },
+  { name: "unpin", group: STORE, load: async () => (await import("./commands/unpin.ts")).unpin },
+  { name: "check", group: STORE, load: async () => (await import("./commands/check.ts")).check },
+  { name: "completion", group: SELF, load: async () => (await import("./commands/completion.ts")).completion },
+  { name: "version", group: SELF, load: async () => (await import("./commands/version.ts")).version },
+];
+
+/** Every command, loaded, by group and in the order of help. */
+export async function loadGroups(entries: readonly CommandEntry[] = COMMANDS): Promise<readonly CommandGroup[]> {
+  const loaded = await Promise.all(entries.map(async ({ group, load }) => ({ group, command: await load() })));
+  const titles = [...new Set(loaded.map(({ group }) => group))];
+  return titles.map((title) => ({
+    title,
+    commands: loaded.filter(({ group }) => group === title).map(({ command }) => command),
+  }));
+}
+
+export async function loadCommands(): Promise<readonly Command[]> {
+  return (await loadGroups()).flatMap(({ commands }) => commands);
+}

@@ -1,0 +1,146 @@
+import { ShaleError } from "../../errors/index.ts";
+import { FileType } from "../layer-index/index.ts";
+import {
+  ChunkFormat,
+  decodeDevice,
+  FeatureIncompat,
+  FORMAT_EXTENDED,
+  FORMAT_ONE_LINK,
+  fail,
+  INODE_COMPACT,
+  INODE_EXTENDED,
+  Layout,
+  NID_UNIT,
+  NULL_BLOCK,
+  readWide,
+} from "./format.ts";
+import type { Metadata } from "./metadata.ts";
+import type { ErofsSuperblock } from "./superblock.ts";
+import { xattrAreaSize } from "./xattr.ts";
+
+export interface ErofsInode {
+  readonly nid: number;
+  /** Type and permission bits. */
+  readonly mode: number;
+  readonly uid: number;
+  readonly gid: number;
+  /** Bytes of content, of a link target, or of directory data. */
+  readonly size: number;
+  readonly mtimeSeconds: number;
+  readonly mtimeNanoseconds: number;
+  readonly links: number;
+  readonly rdevMajor: number;
+  readonly rdevMinor: number;
+  /** How the bytes are laid out, and where; {@link ErofsReader.extents} makes sense of it. */
+  readonly layout: number;
+  /** First block in the unified space; -1 for none. */
+  readonly startBlock: number;
+  readonly chunkFormat: number;
+  /** Image offset and length of the xattrs; the inline tail follows them. */
+  readonly xattrOffset: number;
+  readonly xattrSize: number;
+}
+
+const FILE_TYPES: ReadonlySet<number> = new Set([
+  FileType.REGULAR,
+  FileType.DIRECTORY,
+  FileType.SYMLINK,
+  FileType.CHARACTER,
+  FileType.BLOCK,
+  FileType.FIFO,
+  FileType.SOCKET,
+]);
+
+/** Decodes the inode `nid`. FormatError when it is none, UNIMPLEMENTED for compressed ones. */
+export function decodeInode(metadata: Metadata, superblock: ErofsSuperblock, nid: number): ErofsInode {
+  const offset = superblock.metaOffset + nid * NID_UNIT;
+  let at = metadata.locate("inode", offset, INODE_COMPACT.size);
+  const format = INODE_COMPACT.fields.format.get(metadata.view, at);
+  const extended = (format & FORMAT_EXTENDED) !== 0;
+  if (extended) at = metadata.locate("inode", offset, INODE_EXTENDED.size);
+  const { view } = metadata;
+
+  const layout = (format >> 1) & 7;
+  if (layout === Layout.COMPRESSED_FULL || layout === Layout.COMPRESSED_COMPACT) {
+    throw new ShaleError("UNIMPLEMENTED", `Cannot read erofs image: inode ${nid} is compressed`);
+  }
+  if (layout > Layout.CHUNK_BASED) throw fail("inode format", `0x${format.toString(16)} has no such layout`, offset);
+
+  const compact = INODE_COMPACT.fields;
+  const mode = compact.mode.get(view, at + compact.mode.offset);
+  const union = compact.union.get(view, at + compact.union.offset);
+  const type = mode & FileType.MASK;
+  if (!FILE_TYPES.has(type)) throw fail("inode mode", `0o${mode.toString(8)} has no file type`, offset);
+  const isDevice = type === FileType.CHARACTER || type === FileType.BLOCK;
+  const device = isDevice ? decodeDevice(union) : { major: 0, minor: 0 };
+  const xattrOffset = offset + (extended ? INODE_EXTENDED.size : INODE_COMPACT.size);
+  const xattrSize = xattrAreaSize(compact.xattrCount.get(view, at + compact.xattrCount.offset));
+  const wide = (superblock.featureIncompat & FeatureIncompat.BITS_48) !== 0;
+
+  let attributes: Attributes;
+  let blockHigh = 0;
+  let addressBits = 32;
+  if (extended) {
+    attributes = readExtended(view, at);
+    if (wide) {
+      blockHigh = INODE_EXTENDED.fields.blockHigh.get(view, at + INODE_EXTENDED.fields.blockHigh.offset);
+      addressBits = 48;
+    }
+  } else {
+    const shared = compact.linksOrBlockHigh.get(view, at + compact.linksOrBlockHigh.offset);
+    const oneLink = wide && type !== FileType.DIRECTORY && (format & FORMAT_ONE_LINK) !== 0;
+    attributes = readCompact(view, at, superblock, oneLink ? 1 : shared);
+    if (oneLink) {
+      blockHigh = shared;
+      addressBits = 48;
+    }
+  }
+  if (attributes.mtimeNanoseconds >= 1e9) throw fail("inode mtime", "has a second or more of nanoseconds", offset);
+
+  const chunked = layout === Layout.CHUNK_BASED;
+  if (chunked && (union & 0xffff & ~ChunkFormat.ALL) !== 0) {
+    throw fail("chunk format", `0x${(union & 0xffff).toString(16)} has unknown bits`, offset);
+  }
+  const hasBytes = type === FileType.REGULAR || type === FileType.DIRECTORY || type === FileType.SYMLINK;
+  const block = union + blockHigh * 2 ** 32;
+  const nullBlock = addressBits === 48 ? 2 ** 48 - 1 : NULL_BLOCK;
+  return {
+    nid,
+    mode,
+    ...attributes,
+    rdevMajor: device.major,
+    rdevMinor: device.minor,
+    layout,
+    startBlock: chunked || !hasBytes || block === nullBlock ? -1 : block,
+    chunkFormat: chunked ? union & 0xffff : 0,
+    xattrOffset,
+    xattrSize,
+  };
+}
+
+type Attributes = Pick<ErofsInode, "uid" | "gid" | "size" | "mtimeSeconds" | "mtimeNanoseconds" | "links">;
+
+function readExtended(view: DataView, at: number): Attributes {
+  const f = INODE_EXTENDED.fields;
+  return {
+    uid: f.uid.get(view, at + f.uid.offset),
+    gid: f.gid.get(view, at + f.gid.offset),
+    size: readWide(view, at + f.size.offset, "inode size"),
+    mtimeSeconds: readWide(view, at + f.mtime.offset, "inode mtime", true),
+    mtimeNanoseconds: f.mtimeNanoseconds.get(view, at + f.mtimeNanoseconds.offset),
+    links: f.links.get(view, at + f.links.offset),
+  };
+}
+
+function readCompact(view: DataView, at: number, superblock: ErofsSuperblock, links: number): Attributes {
+  const f = INODE_COMPACT.fields;
+  return {
+    uid: f.uid.get(view, at + f.uid.offset),
+    gid: f.gid.get(view, at + f.gid.offset),
+    size: f.size.get(view, at + f.size.offset),
+    // Unsigned on Linux 6.15 and later; earlier kernels show the epoch, and their mkfs wrote 0 here.
+    mtimeSeconds: superblock.epoch + f.mtime.get(view, at + f.mtime.offset),
+    mtimeNanoseconds: superblock.fixedNanoseconds,
+    links,
+  };
+}

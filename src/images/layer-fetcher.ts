@@ -1,0 +1,194 @@
+/**
+ * Brings one layer from its origin into the store: resumable download, ingest that follows it, commit. Used by pull and
+ * by repair.
+ */
+import { AsyncGroup, throwIfAborted } from "../async/index.ts";
+import { ShaleError } from "../errors/index.ts";
+import type { DiffId, Digest } from "../oci/index.ts";
+import type { Download, IngestResult, LayerRecord, StoreOperation } from "../store/index.ts";
+import type { OriginLayer } from "./origin.ts";
+import type { Progress, ProgressTask } from "./progress.ts";
+import { explainWriteError } from "./write-error.ts";
+
+export interface PulledLayer {
+  readonly diffId: DiffId;
+  readonly digest: Digest | undefined;
+  /** "fetched" by this operation, "present" before it, or brought by another one meanwhile ("shared"). */
+  readonly state: "fetched" | "present" | "shared";
+  /** As the origin has it. */
+  readonly size: number;
+  /** Bytes that came from the origin in this operation. */
+  readonly received: number;
+  readonly record: LayerRecord;
+}
+
+type Expected = { readonly digest?: Digest; readonly diffId: DiffId };
+
+export class LayerFetcher {
+  readonly #operation: StoreOperation;
+  readonly #progress: Progress;
+  /** Layers that are sealed and wait for the commit that is about to happen. */
+  #waiting: IngestResult[] = [];
+  #scheduled: Promise<void> | undefined;
+
+  constructor(operation: StoreOperation, progress: Progress) {
+    this.#operation = operation;
+    this.#progress = progress;
+  }
+
+  /** The layer if the store has it; undefined when it has to be fetched. */
+  findPresent(layer: OriginLayer): PulledLayer | undefined {
+    const record = this.#operation.claimLayer(layer.diffId);
+    if (record === undefined) return undefined;
+    this.#progress.start(layer.diffId, { label: shortDigest(layer), total: layer.size }).done("already here");
+    return { ...factsOf(layer), state: "present", received: 0, record };
+  }
+
+  /**
+   * Resolves when the layer is committed, whoever did it. DATA_LOSS when the origin's bytes are not what they should be,
+   * RESOURCE_EXHAUSTED when the disk is full; what was received stays for the next try where that can help.
+   */
+  async fetch(layer: OriginLayer, signal: AbortSignal): Promise<PulledLayer> {
+    const task = this.#progress.start(layer.diffId, { label: shortDigest(layer), total: layer.size });
+    try {
+      const pulled =
+        layer.file === undefined ? await this.#download(layer, task, signal) : await this.#read(layer, task, signal);
+      task.done(pulled.state === "shared" ? "fetched by another pull" : undefined);
+      return pulled;
+    } catch (error) {
+      task.fail();
+      const hint = "Remove images and run shale gc; the pull continues where it stopped";
+      throw explainWriteError(error, `Cannot store layer ${layer.digest ?? layer.diffId}`, hint);
+    }
+  }
+
+  /** From a file of this machine, which the ingest reads itself. */
+  async #read(layer: OriginLayer, task: ProgressTask, signal: AbortSignal): Promise<PulledLayer> {
+    const onConsumed = advances(task);
+    const result = await this.#operation.ingest(layer.file!, expectedOf(layer), { signal, onConsumed });
+    await this.#commit(result);
+    return this.#fetched(layer, result.size);
+  }
+
+  async #download(layer: OriginLayer, task: ProgressTask, signal: AbortSignal): Promise<PulledLayer> {
+    using download = await this.#operation.download(layer.digest!, layer.size, {
+      signal,
+      onWait: () => task.status("waiting for another pull"),
+    });
+    const there = this.#operation.claimLayer(layer.diffId);
+    if (there !== undefined) {
+      download.remove();
+      return { ...factsOf(layer), state: "shared", received: 0, record: there };
+    }
+    let received = 0;
+    for (let again = false; ; again = true) {
+      const start = download.received;
+      let result: IngestResult;
+      try {
+        result = await this.#transfer(layer, download, task, signal);
+        received += download.received - start;
+      } catch (error) {
+        received += download.received - start;
+        throwIfAborted(signal);
+        // Wrong as a whole: bytes that an earlier try left may be why; else a second fetch tells a broken transfer from
+        // a broken image. Any other verdict on the bytes is final, and failures of the network keep what there is.
+        const retry = ShaleError.is(error, "DATA_LOSS") && !again;
+        if (isVerdict(error) && !retry) download.remove();
+        if (!retry) throw error;
+        task.status("damaged in transfer, once more");
+        download.restart();
+        continue;
+      }
+      // A commit that fails (a full disk, say) is no verdict on the bytes: they stay for the next try.
+      await this.#commit(result);
+      download.remove();
+      return this.#fetched(layer, received);
+    }
+  }
+
+  /** Download and ingest side by side; the first failure stops the other, and both have ended when this settles. */
+  async #transfer(
+    layer: OriginLayer,
+    download: Download,
+    task: ProgressTask,
+    signal: AbortSignal,
+  ): Promise<IngestResult> {
+    await using group = new AsyncGroup(signal);
+    const onConsumed = advances(task);
+    const ingest = group.run((stop) =>
+      this.#operation.ingest(download.feed(), expectedOf(layer), { signal: stop, onConsumed }),
+    );
+    const transfer = group.run(async (stop) => {
+      try {
+        if (download.received < layer.size) {
+          for await (const bytes of layer.open!(download.received, stop)) {
+            download.write(bytes);
+            layer.release?.(bytes);
+          }
+        }
+        download.complete();
+      } catch (error) {
+        download.fail();
+        throw error;
+      }
+    });
+    const [result] = await group.all([ingest, transfer]);
+    return result;
+  }
+
+  /** One durable commit for all layers that are sealed at the same moment. */
+  #commit(result: IngestResult): Promise<void> {
+    this.#waiting.push(result);
+    this.#scheduled ??= new Promise((resolve, reject) => {
+      setImmediate(() => {
+        const batch = this.#waiting;
+        this.#waiting = [];
+        this.#scheduled = undefined;
+        try {
+          this.#operation.commitLayers(batch);
+          resolve();
+        } catch (error) {
+          reject(error);
+        }
+      });
+    });
+    return this.#scheduled;
+  }
+
+  #fetched(layer: OriginLayer, received: number): PulledLayer {
+    // Claimed, not just found: if another process committed it first, a collection may have condemned that one since.
+    const record = this.#operation.claimLayer(layer.diffId) ?? this.#operation.getLayer(layer.diffId);
+    return { ...factsOf(layer), state: "fetched", received, record };
+  }
+}
+
+function factsOf({ diffId, digest, size }: OriginLayer) {
+  return { diffId, digest, size };
+}
+
+function expectedOf({ diffId, digest }: OriginLayer): Expected {
+  return digest === undefined ? { diffId } : { diffId, digest };
+}
+
+/** Twelve digits tell layers apart on a screen. */
+function shortDigest(layer: OriginLayer): string {
+  const digest = layer.digest ?? layer.diffId;
+  return digest.slice(digest.indexOf(":") + 1, digest.indexOf(":") + 13);
+}
+
+/** From counts so far to steps; a second try counts again from the start and shows nothing until it is further. */
+function advances(task: ProgressTask): (bytes: number) => void {
+  let shown = 0;
+  return (bytes) => {
+    if (bytes > shown) task.advance(bytes - shown);
+    shown = Math.max(shown, bytes);
+  };
+}
+
+/** The bytes themselves are why: fetching the same ones again would not help. */
+function isVerdict(error: unknown): boolean {
+  return (
+    ShaleError.is(error) &&
+    ["DATA_LOSS", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED"].includes(error.code)
+  );
+}

@@ -1,0 +1,186 @@
+/**
+ * Pull: from an origin to an image in the store, complete and durable, in any number of processes at once.
+ *
+ * Layers that the store has cost nothing. The others are fetched in parallel, each to a resumable file that an ingest
+ * thread follows while it grows; every layer is committed as soon as it is sealed, so a killed pull loses at most what was
+ * in flight. The image is recorded last.
+ */
+import { mapConcurrent } from "../async/index.ts";
+import { ShaleError } from "../errors/index.ts";
+import {
+  choosePlatform,
+  type DiffId,
+  type Digest,
+  decodeManifest,
+  formatPlatform,
+  listImages,
+  type Platform,
+  platformOfNode,
+} from "../oci/index.ts";
+import { type Document, type ManifestRecord, manifestRecord, type Store, type StoreOperation } from "../store/index.ts";
+import { LayerFetcher, type PulledLayer } from "./layer-fetcher.ts";
+import { type Origin, type OriginLayer, type OriginManifest, synthesizeManifest } from "./origin.ts";
+import { type Progress, silentProgress } from "./progress.ts";
+import { explainWriteError } from "./write-error.ts";
+
+/** Layers fetched at a time; ingests are bounded by cores, further downloads run ahead on disk. */
+const FETCHES = 6;
+/** Entries of a layer whose ingest leaves tens of MB with its thread. */
+const LARGE_LAYER = 100_000;
+/** Indexes inside of indexes. */
+const MAX_INDEX_DEPTH = 4;
+/** Rounds of fetching what was removed by others between its commit and the image's record. */
+const MAX_ROUNDS = 3;
+
+export interface PullOptions {
+  /** This machine's unless given. */
+  readonly platform?: Platform;
+  readonly allPlatforms?: boolean;
+  /** Name in the store, instead of the origin's. */
+  readonly name?: string;
+  /** Layers fetched at a time. */
+  readonly jobs?: number;
+  readonly signal?: AbortSignal;
+  readonly progress?: Progress;
+}
+
+export interface PullResult {
+  readonly name: string;
+  readonly digest: Digest;
+  readonly manifests: readonly ManifestRecord[];
+  readonly layers: readonly PulledLayer[];
+}
+
+export async function pullImage(store: Store, origin: Origin, options: PullOptions = {}): Promise<PullResult> {
+  const { signal, progress = silentProgress } = options;
+  const name = options.name ?? origin.name;
+  using operation = store.begin(`pull ${name}`);
+  store.warm(2);
+  const target = await origin.resolve(signal);
+  const opened = await openManifests(origin, target, options);
+  const layers = new Map<DiffId, OriginLayer>();
+  for (const { layers: list } of opened) for (const layer of list) layers.set(layer.diffId, layer);
+
+  const pulled = new Map<DiffId, PulledLayer>();
+  for (let round = 1; ; round++) {
+    const fetcher = new LayerFetcher(operation, progress);
+    const missing: OriginLayer[] = [];
+    for (const layer of layers.values()) {
+      const present = fetcher.findPresent(layer);
+      if (present === undefined) missing.push(layer);
+      else if (!pulled.has(layer.diffId)) pulled.set(layer.diffId, present);
+    }
+    // The largest first: with more layers than cores, a large one that begins last is what everybody waits for.
+    missing.sort((a, b) => b.size - a.size);
+    const fetched = await mapConcurrent(
+      missing,
+      options.jobs ?? FETCHES,
+      (layer, _, stop) => fetcher.fetch(layer, stop),
+      signal ? { signal } : {},
+    );
+    for (const layer of fetched) pulled.set(layer.diffId, layer);
+    // The merged image is made next, in this thread: two indexes of a million entries would not fit the memory budget.
+    if (fetched.some((layer) => layer.record.entries > LARGE_LAYER)) await store.rest();
+    const complete = opened.map((one) => completeManifest(operation, one));
+    const image = {
+      name,
+      target: target ?? complete[0]!.manifest,
+      source: origin.location,
+      manifests: complete,
+    };
+    try {
+      operation.commitImage(image);
+    } catch (error) {
+      // A layer was removed since: only possible for one that was present before and had no image.
+      if (!ShaleError.is(error, "ABORTED") || round === MAX_ROUNDS) throw error;
+      continue;
+    }
+    const records = complete.map((one) => one.record);
+    // The merged image now, so that the first mount is as quick as any; of other platforms when they are asked for.
+    const first = choosePreferred(records, options.platform ?? platformOfNode(process.arch));
+    if (first !== undefined && first.layers.length > 0) prepareReading(operation, name, first);
+    operation.indexLayers();
+    return {
+      name,
+      digest: image.target.digest,
+      manifests: records,
+      layers: [...layers.keys()].map((id) => pulled.get(id)!),
+    };
+  }
+}
+
+function prepareReading(operation: StoreOperation, name: string, { layers }: ManifestRecord): void {
+  try {
+    operation.mergedFiles(layers.map((layer) => layer.diffId));
+  } catch (error) {
+    // Another process has removed the image already: this pull did what it promised before that.
+    if (ShaleError.is(error, "NOT_FOUND")) return;
+    throw explainWriteError(
+      error,
+      `Cannot prepare ${name} for mounting`,
+      "The image is there; free space and mount it",
+    );
+  }
+}
+
+function choosePreferred(records: readonly ManifestRecord[], platform: Platform): ManifestRecord | undefined {
+  if (records.length < 2) return records[0];
+  return records.find((record) => record.platform === formatPlatform(platform));
+}
+
+/** The manifests that are wanted of what the name leads to. */
+async function openManifests(
+  origin: Origin,
+  target: Document | undefined,
+  options: PullOptions,
+): Promise<OriginManifest[]> {
+  const { signal, platform = platformOfNode(process.arch), allPlatforms = false } = options;
+  const wanted = target === undefined ? [undefined] : await resolveIndexes(origin, target, platform, options, 0);
+  const opened = await mapConcurrent(wanted, FETCHES, (document) => origin.open(document, signal));
+  if (!allPlatforms) {
+    const { image } = opened[0]!;
+    // Only where the user asked for one: builders often leave out or mistake the platform of a plain manifest.
+    if (options.platform !== undefined && formatPlatform(image.platform) !== formatPlatform(platform)) {
+      throw new ShaleError(
+        "NOT_FOUND",
+        `Cannot pull ${origin.name} for ${formatPlatform(platform)}: it is for ${formatPlatform(image.platform)}`,
+      );
+    }
+  }
+  return opened;
+}
+
+async function resolveIndexes(
+  origin: Origin,
+  document: Document,
+  platform: Platform,
+  options: PullOptions,
+  depth: number,
+): Promise<Document[]> {
+  const decoded = decodeManifest(document.bytes, document.mediaType);
+  if (decoded.kind === "manifest") return [document];
+  if (depth === MAX_INDEX_DEPTH) {
+    throw new ShaleError(
+      "INVALID_ARGUMENT",
+      `Cannot pull ${origin.name}: its indexes are nested more than ${depth} deep`,
+    );
+  }
+  const chosen = options.allPlatforms ? listImages(decoded) : [choosePlatform(decoded, platform)];
+  if (chosen.length === 0) throw new ShaleError("NOT_FOUND", `Cannot pull ${origin.name}: its index has no images`);
+  const documents = await mapConcurrent(chosen, FETCHES, (descriptor) => origin.manifest(descriptor, options.signal));
+  const nested: Document[] = [];
+  for (const one of documents) nested.push(...(await resolveIndexes(origin, one, platform, options, depth + 1)));
+  return nested;
+}
+
+function completeManifest(operation: StoreOperation, opened: OriginManifest) {
+  const layers = opened.layers.map((layer) => ({
+    diffId: layer.diffId,
+    digest: layer.digest ?? (layer.diffId as string as Digest),
+    mediaType: layer.mediaType,
+    size: layer.digest === undefined ? operation.getLayer(layer.diffId).tarSize : layer.size,
+  }));
+  const manifest = opened.manifest ?? synthesizeManifest(opened.config, layers);
+  const record = manifestRecord(manifest.digest, opened.config.digest, formatPlatform(opened.image.platform), layers);
+  return { manifest, config: opened.config, record };
+}

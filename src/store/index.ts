@@ -1,0 +1,332 @@
+/**
+ * The image store: everything below ROOT, and nothing else has its files or its database open.
+ *
+ * Guarantees
+ * - A layer is either absent or complete and durable, whatever crashed or lost power when (G1-G3).
+ * - No network, decompression, hashing, copying or unlinking happens under a lock that others wait for (G6).
+ * - What an operation uses can't be collected while it runs: operations hold a lease bound to their process (G5).
+ * - Every payload in the dedupe index was hashed by us; bytes from outside meet a trusted digest before a commit (G8).
+ * - Losing a race to the same layer is success; a damaged one is out of sight, not in the way (G7, G9, G10).
+ *
+ * Life cycle of a layer:  stage -> ingest (seal) -> commit -> in sight -> condemned -> removed
+ *                          \__ abandoned with its lease __/     \__ claimed back by an image __/
+ *
+ * Never uses the network. Design: docs/design/store.md.
+ */
+import { resolve } from "node:path";
+import { ShaleError } from "../errors/index.ts";
+import type { DiffId, Digest, ImageConfig } from "../oci/index.ts";
+import { ensureDirectory, findFile } from "../sys/index.ts";
+import { type CheckOptions, type CheckReport, checkSize, checkStore, quarantineDamage } from "./check.ts";
+import type { StoreContext } from "./context.ts";
+import { Database } from "./database.ts";
+import { Download } from "./downloads.ts";
+import * as encodings from "./encodings.ts";
+import { collectGarbage, type GarbageReport } from "./garbage.ts";
+import * as images from "./images.ts";
+import { IngestPool } from "./ingest/pool.ts";
+import type { FeedSource, IngestResult } from "./ingest/protocol.ts";
+import * as layers from "./layers.ts";
+import { Layout } from "./layout.ts";
+import { Lease, recoverFromReboot, recoverStaging } from "./leases.ts";
+import * as mountRecords from "./mount-records.ts";
+import { Reserve } from "./reserve.ts";
+import { type ImageSummary, imagesOfLayers, summarizeImages } from "./summaries.ts";
+import {
+  getLayer,
+  type ImageFiles,
+  type LayerTar,
+  layerFiles,
+  mergedFiles,
+  type OpenTree,
+  openChain,
+  openLayer,
+  openTar,
+} from "./trees.ts";
+import { measureUsage, type Usage } from "./usage.ts";
+
+export type { CheckOptions, CheckReport, Finding } from "./check.ts";
+export type { Download } from "./downloads.ts";
+export type { Encoding } from "./encodings.ts";
+export type { GarbageItem, GarbageReport } from "./garbage.ts";
+export type { Document, ImageRecord, LayerSource, ManifestLayer, ManifestRecord, NewImage } from "./images.ts";
+export { manifestRecord } from "./images.ts";
+export type { FeedSource, IngestResult } from "./ingest/protocol.ts";
+export type { LayerRecord } from "./layers.ts";
+export { LIMITS as STORE_LIMITS } from "./limits.ts";
+export type { MountRecord } from "./mount-records.ts";
+export type { ImageSummary } from "./summaries.ts";
+export type { ImageFiles, LayerTar, OpenTree, StoredPayload } from "./trees.ts";
+export type { ImageUsage, LayerUsage, Usage, UsageNumbers } from "./usage.ts";
+
+export class Store implements AsyncDisposable {
+  readonly #context: StoreContext;
+  readonly #reserve: Reserve;
+  readonly #pool = new IngestPool();
+
+  private constructor(context: StoreContext, reserve: Reserve) {
+    this.#context = context;
+    this.#reserve = reserve;
+  }
+
+  /**
+   * Opens the store at `root`. Without `create`, NOT_FOUND when there is none: commands that only look make nothing.
+   * FAILED_PRECONDITION for a store of a newer shale. Leftovers of dead processes are removed on the way.
+   */
+  static open(root: string, options: { readonly create?: boolean } = {}): Store {
+    const layout = new Layout(resolve(root));
+    if (findFile(layout.database) === undefined) {
+      if (options.create !== true) {
+        throw new ShaleError("NOT_FOUND", `Cannot open the store: ${layout.root} has none`, {
+          hint: "Pull an image first, or choose another directory with --root",
+        });
+      }
+      for (const directory of layout.directories) ensureDirectory(directory);
+    }
+    const reserve = new Reserve(layout.root, layout.reserve);
+    const database = reserve.run(() => Database.open(layout.database, { create: options.create === true }));
+    const context = { layout, database };
+    try {
+      reserve.run(() => recoverStaging(layout, database));
+      reserve.run(() => recoverFromReboot(layout, database));
+      reserve.refill();
+      return new Store(context, reserve);
+    } catch (error) {
+      database.close();
+      throw error;
+    }
+  }
+
+  get root(): string {
+    return this.#context.layout.root;
+  }
+
+  /** Ends the worker threads and closes the database. Leases must have ended. */
+  async close(): Promise<void> {
+    await this.#pool.close();
+    this.#context.database.close();
+    this.#reserve.refill();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  // --- looking: no lease needed, rows are consistent in themselves
+
+  listImages(): images.ImageRecord[] {
+    return images.listImages(this.#context);
+  }
+  /** With sizes, from the database alone: fast for any store. */
+  summarizeImages(): ImageSummary[] {
+    return summarizeImages(this.#context);
+  }
+  /** Names of the images that have each layer. */
+  imagesOfLayers(): Map<DiffId, readonly string[]> {
+    return imagesOfLayers(this.#context);
+  }
+  /** By normalised name. */
+  findImage(name: string): images.ImageRecord | undefined {
+    return images.findImage(this.#context, name);
+  }
+  /** By (a beginning of) the digest of target, manifest or config: "sha256:ab12". */
+  findImagesByDigest(prefix: string): images.ImageRecord[] {
+    return images.findImagesByDigest(this.#context, prefix);
+  }
+  manifestsOf(name: string): images.ManifestRecord[] {
+    return images.manifestsOf(this.#context, name);
+  }
+  getDocument(digest: Digest): images.Document {
+    return images.getDocument(this.#context, digest);
+  }
+  findDocument(digest: string): images.Document | undefined {
+    return images.findDocument(this.#context, digest);
+  }
+  getConfig(manifest: images.ManifestRecord): ImageConfig {
+    return images.getConfig(this.#context, manifest);
+  }
+  findLayer(diffId: DiffId): layers.LayerRecord | undefined {
+    return layers.findLayer(this.#context, diffId);
+  }
+  listLayers(): layers.LayerRecord[] {
+    return layers.listLayers(this.#context);
+  }
+  sourcesOf(diffId: DiffId): images.LayerSource[] {
+    return images.sourcesOf(this.#context, diffId);
+  }
+  findEncoding(diffId: DiffId, encoder: string): encodings.Encoding | undefined {
+    return encodings.findEncoding(this.#context, diffId, encoder);
+  }
+  findEncodingByDigest(digest: Digest): encodings.Encoding | undefined {
+    return encodings.findEncodingByDigest(this.#context, digest);
+  }
+  /** Layers that `check` took out of sight and that nobody has fetched again since. */
+  listDamagedLayers(): DiffId[] {
+    return layers.listDamagedLayers(this.#context);
+  }
+  listMounts(): mountRecords.MountRecord[] {
+    return mountRecords.listMounts(this.#context);
+  }
+  findMount(target: string): mountRecords.MountRecord | undefined {
+    return mountRecords.findMountRecord(this.#context, target);
+  }
+  measureUsage(): Usage {
+    return measureUsage(this.#context);
+  }
+
+  // --- names: one transaction each
+
+  removeImage(name: string): void {
+    this.#reserve.run(() => images.removeImage(this.#context, name));
+  }
+  setPinned(name: string, pinned: boolean): void {
+    images.setPinned(this.#context, name, pinned);
+  }
+  forgetMount(target: string): void {
+    this.#reserve.run(() => mountRecords.forgetMount(this.#context, target));
+  }
+
+  /** Starts worker threads before the first ingest, so that their start overlaps with other waiting. */
+  warm(count: number): void {
+    this.#pool.warm(count);
+  }
+
+  /** Ends idle worker threads, and so gives back the memory that large layers left with them. */
+  rest(): Promise<void> {
+    return this.#pool.rest();
+  }
+
+  /** Begins an operation that reads or writes layers. `what` names it to others that wait for it. */
+  begin(what: string): StoreOperation {
+    const lease = this.#reserve.run(() => Lease.begin(this.#context.layout, this.#context.database, what));
+    return new StoreOperation(this.#context, this.#reserve, this.#pool, lease, what);
+  }
+}
+
+/** What can be done under a lease. Ends with `using`; whatever was staged and not committed is abandoned then. */
+export class StoreOperation implements Disposable {
+  readonly #context: StoreContext;
+  readonly #reserve: Reserve;
+  readonly #pool: IngestPool;
+  readonly #lease: Lease;
+  readonly #what: string;
+
+  constructor(context: StoreContext, reserve: Reserve, pool: IngestPool, lease: Lease, what: string) {
+    this.#context = context;
+    this.#reserve = reserve;
+    this.#pool = pool;
+    this.#lease = lease;
+    this.#what = what;
+  }
+
+  /** The layer if it is in sight, or can be brought back into sight; it stays for as long as this operation. */
+  claimLayer(diffId: DiffId): layers.LayerRecord | undefined {
+    return layers.claimLayer(this.#context, diffId);
+  }
+
+  /** The resumable download of one blob; waits while another task or process has it. */
+  download(
+    digest: Digest,
+    size: number,
+    options: { readonly signal?: AbortSignal; readonly onWait?: () => void } = {},
+  ): Promise<Download> {
+    return Download.open(this.#context, digest, size, { ...options, command: this.#what });
+  }
+
+  /**
+   * Stages and seals one layer: verified against `digest` and `diffId`, synced, not yet visible. Runs in a worker thread.
+   * `deduplicate: false` makes it refer to nothing else.
+   */
+  ingest(
+    feed: FeedSource,
+    expected: { readonly digest?: Digest; readonly diffId?: DiffId },
+    options: {
+      readonly signal?: AbortSignal;
+      readonly onConsumed?: (bytes: number) => void;
+      readonly deduplicate?: boolean;
+    } = {},
+  ): Promise<IngestResult> {
+    const { signal, onConsumed, deduplicate = true } = options;
+    return this.#pool.ingest(
+      {
+        ...this.#lease.stage(),
+        database: this.#context.layout.database,
+        feed,
+        digest: expected.digest,
+        diffId: expected.diffId,
+        deduplicate,
+        ...(onConsumed ? { onConsumed } : {}),
+      },
+      signal ? { signal } : {},
+    );
+  }
+
+  /** Makes sealed layers visible, in one batch. */
+  commitLayers(ingested: readonly IngestResult[]): void {
+    layers.commitLayers(this.#context, ingested);
+  }
+
+  commitImage(image: images.NewImage): void {
+    images.commitImage(this.#context, image);
+  }
+
+  /** Lets later ingests find the payloads of committed layers that are not in the index yet. */
+  indexLayers(): void {
+    layers.indexLayers(this.#context);
+  }
+
+  /** NOT_FOUND when it is absent, DATA_LOSS when `check` took it out of sight. */
+  getLayer(diffId: DiffId): layers.LayerRecord {
+    return getLayer(this.#context, diffId);
+  }
+  openLayer(layer: layers.LayerRecord): OpenTree {
+    return openLayer(this.#context, layer);
+  }
+  /** One tree for a whole chain, lowest layer first. */
+  openChain(diffIds: readonly DiffId[]): OpenTree {
+    return openChain(this.#context, this.#lease, diffIds);
+  }
+  layerFiles(layer: layers.LayerRecord): ImageFiles {
+    return layerFiles(this.#context, layer);
+  }
+  mergedFiles(diffIds: readonly DiffId[]): ImageFiles {
+    return mergedFiles(this.#context, this.#lease, diffIds);
+  }
+  openTar(layer: layers.LayerRecord): LayerTar & Disposable {
+    return openTar(this.#context, layer);
+  }
+
+  /** Remembers what a layer becomes under an encoder; it is forgotten with the layer. */
+  recordEncoding(encoding: encodings.Encoding): void {
+    encodings.recordEncoding(this.#context, encoding);
+  }
+  /** A new directory for files of this operation; removed with everything in it when the operation ends, also by a crash. */
+  temporaryDirectory(): string {
+    return this.#lease.stage().directory;
+  }
+
+  /** Directory for the mount points and upper directories that shale makes. */
+  get mountsDirectory(): string {
+    return this.#context.layout.mounts;
+  }
+  recordMount(mount: mountRecords.MountRecord): void {
+    mountRecords.recordMount(this.#context, mount);
+  }
+
+  collectGarbage(options: { readonly dryRun?: boolean; readonly signal?: AbortSignal } = {}): GarbageReport {
+    return this.#reserve.run(() => collectGarbage(this.#context, this.#lease, options));
+  }
+  checkSize(): number {
+    return checkSize(this.#context);
+  }
+  check(options: CheckOptions = {}): Promise<CheckReport> {
+    return checkStore(this.#context, this.#lease, options);
+  }
+  quarantineDamage(report: CheckReport): DiffId[] {
+    return quarantineDamage(this.#context, report);
+  }
+
+  [Symbol.dispose](): void {
+    this.#lease.release();
+  }
+}

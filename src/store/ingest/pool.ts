@@ -1,0 +1,161 @@
+/**
+ * The ingest pool: at most one worker thread a core, each with one layer at a time; more layers wait their turn, so
+ * memory is bounded whatever the image. Threads start with the first job and end with `close`.
+ */
+import { availableParallelism } from "node:os";
+import { Worker } from "node:worker_threads";
+import { ShaleError } from "../../errors/index.ts";
+import { threadEnvironment } from "../../sys/index.ts";
+import {
+  CONTROL_CONSUMED,
+  CONTROL_SIZE,
+  CONTROL_STOP,
+  type IngestJob,
+  type IngestResult,
+  type WorkerReply,
+} from "./protocol.ts";
+import { deserializeError } from "./serialize-error.ts";
+
+/** Worker heap ceiling in MiB: 1,000,000 entries live in typed arrays outside of it. */
+const WORKER_HEAP_MIB = 256;
+
+export interface IngestRequest extends Omit<IngestJob, "number" | "control"> {
+  /** Told about four times a second: compressed bytes consumed so far. */
+  readonly onConsumed?: (bytes: number) => void;
+}
+
+interface Waiting {
+  readonly request: IngestRequest;
+  readonly signal: AbortSignal | undefined;
+  readonly resolve: (result: IngestResult) => void;
+  readonly reject: (error: unknown) => void;
+}
+
+interface Thread {
+  readonly worker: Worker;
+  running: { readonly waiting: Waiting; readonly number: number; readonly end: () => void } | undefined;
+}
+
+export class IngestPool implements AsyncDisposable {
+  readonly #limit: number;
+  readonly #threads: Thread[] = [];
+  readonly #queue: Waiting[] = [];
+  #numbers = 0;
+  #closed = false;
+
+  constructor(limit = availableParallelism()) {
+    this.#limit = limit;
+  }
+
+  /** Starts the threads before the first job, so that their start overlaps with the network. */
+  warm(count: number): void {
+    while (this.#threads.length < Math.min(count, this.#limit)) this.#start();
+  }
+
+  /**
+   * Ingests one layer. Settles after the worker has stopped touching the staging directory, also when aborted.
+   * DATA_LOSS for bytes that are not what they should be, INVALID_ARGUMENT and RESOURCE_EXHAUSTED from the formats.
+   */
+  ingest(request: IngestRequest, options: { readonly signal?: AbortSignal } = {}): Promise<IngestResult> {
+    if (this.#closed) return Promise.reject(new ShaleError("FAILED_PRECONDITION", "Cannot ingest: the pool is closed"));
+    return new Promise((resolve, reject) => {
+      this.#queue.push({ request, signal: options.signal, resolve, reject });
+      this.#next();
+    });
+  }
+
+  /** Ends the threads that have nothing to do: what they used stays with them for as long as they live. */
+  async rest(): Promise<void> {
+    const idle = this.#threads.filter((thread) => thread.running === undefined);
+    for (const thread of idle) this.#threads.splice(this.#threads.indexOf(thread), 1);
+    await Promise.all(idle.map((thread) => thread.worker.terminate()));
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true;
+    for (const waiting of this.#queue.splice(0)) {
+      waiting.reject(new ShaleError("CANCELLED", "Stopped before it began"));
+    }
+    await Promise.all(this.#threads.splice(0).map((thread) => thread.worker.terminate()));
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  #start(): Thread {
+    const worker = new Worker(
+      new URL(import.meta.url.endsWith(".ts") ? "./worker.ts" : "./worker.js", import.meta.url),
+      {
+        resourceLimits: { maxOldGenerationSizeMb: WORKER_HEAP_MIB },
+        env: threadEnvironment(),
+      },
+    );
+    const thread: Thread = { worker, running: undefined };
+    worker.unref();
+    worker.on("message", (reply: WorkerReply) => this.#onReply(thread, reply));
+    worker.on("error", (error) => this.#onDeath(thread, error));
+    worker.on("exit", (code) => this.#onDeath(thread, new Error(`the ingest thread ended with code ${code}`)));
+    this.#threads.push(thread);
+    return thread;
+  }
+
+  #next(): void {
+    while (this.#queue.length > 0) {
+      const free = this.#threads.find((thread) => thread.running === undefined);
+      if (free === undefined && this.#threads.length >= this.#limit) return;
+      this.#run(free ?? this.#start(), this.#queue.shift()!);
+    }
+  }
+
+  #run(thread: Thread, waiting: Waiting): void {
+    const { signal, request } = waiting;
+    const { onConsumed, ...job } = request;
+    const shared = new SharedArrayBuffer(CONTROL_SIZE);
+    const control = new BigInt64Array(shared);
+    const stop = () => Atomics.store(control, CONTROL_STOP, 1n);
+    if (signal?.aborted) stop();
+    signal?.addEventListener("abort", stop, { once: true });
+    const timer = onConsumed && setInterval(() => onConsumed(Number(Atomics.load(control, CONTROL_CONSUMED))), 250);
+    const end = () => {
+      clearInterval(timer);
+      signal?.removeEventListener("abort", stop);
+      onConsumed?.(Number(Atomics.load(control, CONTROL_CONSUMED)));
+    };
+    const number = ++this.#numbers;
+    thread.running = { waiting, number, end };
+    thread.worker.ref();
+    thread.worker.postMessage({ ...job, number, control: shared } satisfies IngestJob);
+  }
+
+  #onReply(thread: Thread, reply: WorkerReply): void {
+    const running = thread.running;
+    if (reply.kind === "ready" || running === undefined || running.number !== reply.number) return;
+    thread.running = undefined;
+    thread.worker.unref();
+    running.end();
+    if (reply.kind === "done") running.waiting.resolve(reply.result);
+    else running.waiting.reject(deserializeError(reply.error));
+    this.#next();
+  }
+
+  #onDeath(thread: Thread, error: unknown): void {
+    const at = this.#threads.indexOf(thread);
+    if (at >= 0) this.#threads.splice(at, 1);
+    const running = thread.running;
+    if (running === undefined) return;
+    thread.running = undefined;
+    running.end();
+    const memory = error instanceof Error && "code" in error && error.code === "ERR_WORKER_OUT_OF_MEMORY";
+    running.waiting.reject(
+      new ShaleError(
+        memory ? "RESOURCE_EXHAUSTED" : "INTERNAL",
+        `Cannot store layer ${running.waiting.request.digest ?? ""}: the ingest thread died`,
+        {
+          cause: error,
+        },
+      ),
+    );
+    if (!this.#closed) this.#next();
+  }
+}

@@ -1,0 +1,229 @@
+/**
+ * Layers: looking them up, committing them, putting their payloads into the dedupe index.
+ *
+ * A layer is in sight (found by diffId) exactly when it is complete and durable. Commit order, each step with a crash
+ * point: files synced (by the ingest) -> renamed into place -> `blobs/` and `layers/` synced -> one transaction, which is
+ * the commit point. What a crash leaves before that point is found by its lease directory and removed (leases.ts).
+ */
+import { join } from "node:path";
+import type { LayerNotice } from "../formats/layer-index/builder.ts";
+import { decodePayloads, type Payload } from "../formats/payload-table/index.ts";
+import type { DiffId } from "../oci/index.ts";
+import { crashPoint, fileSource, removeTree, rename, syncDirectory } from "../sys/index.ts";
+import type { StoreContext } from "./context.ts";
+import { unlessDamaged } from "./damage.ts";
+import type { Database, Row } from "./database.ts";
+import type { IngestResult } from "./ingest/protocol.ts";
+
+/** Index rows per transaction: bounds how long others wait for the database. */
+const INDEX_BATCH = 4096;
+
+export interface LayerRecord {
+  readonly id: string;
+  readonly diffId: DiffId;
+  readonly tarSize: number;
+  readonly entries: number;
+  /** Sum of file sizes. contentBytes = ownBytes + sharedBytes + inlineBytes. */
+  readonly contentBytes: number;
+  /** In the layer's own blob. */
+  readonly ownBytes: number;
+  /** Found elsewhere in the store, or earlier in the same layer. */
+  readonly sharedBytes: number;
+  /** Inside its metadata image. */
+  readonly inlineBytes: number;
+  /** Metadata image and tar headers. */
+  readonly metadataBytes: number;
+  readonly imageSha256: string;
+  readonly recipeSha256: string;
+  readonly standalone: boolean;
+  readonly notices: readonly LayerNotice[];
+  readonly committedAt: Date;
+  /** Why `check` took it out of sight; such a layer is never found, only listed. */
+  readonly damage: string | undefined;
+}
+
+export function layerFromRow(row: Row): LayerRecord {
+  return {
+    id: String(row.id),
+    diffId: String(row.diff_id) as DiffId,
+    tarSize: Number(row.tar_size),
+    entries: Number(row.entries),
+    contentBytes: Number(row.content_bytes),
+    ownBytes: Number(row.own_bytes),
+    sharedBytes: Number(row.shared_bytes),
+    inlineBytes: Number(row.inline_bytes),
+    metadataBytes: Number(row.metadata_bytes),
+    imageSha256: String(row.image_sha256),
+    recipeSha256: String(row.recipe_sha256),
+    standalone: row.standalone === 1,
+    notices: JSON.parse(String(row.notices)) as readonly LayerNotice[],
+    committedAt: new Date(Number(row.committed_at)),
+    damage: row.damage === null ? undefined : String(row.damage),
+  };
+}
+
+/** The layer with this diffId, complete and durable; undefined when there is none in sight. */
+export function findLayer({ database }: StoreContext, diffId: DiffId): LayerRecord | undefined {
+  const row = database.get("SELECT * FROM layers WHERE diff_id = ? AND condemned IS NULL AND damage IS NULL", diffId);
+  return row && layerFromRow(row);
+}
+
+/**
+ * As `findLayer`, and brings a layer back into sight that garbage collection has condemned but not begun to remove. Call
+ * inside the transaction that starts to refer to it.
+ */
+export function claimLayer(context: StoreContext, diffId: DiffId): LayerRecord | undefined {
+  const { database } = context;
+  return database.transaction(() => {
+    const found = findLayer(context, diffId);
+    if (found !== undefined) return found;
+    // Its index rows are gone; `indexed = 0` has them made again. One row only: diffIds in sight are unique.
+    database.run(
+      `UPDATE layers SET condemned = NULL, indexed = 0 WHERE id =
+         (SELECT id FROM layers WHERE diff_id = ? AND condemned > 0 AND damage IS NULL LIMIT 1)`,
+      diffId,
+    );
+    return findLayer(context, diffId);
+  });
+}
+
+export function listLayers({ database }: StoreContext): LayerRecord[] {
+  return database.all("SELECT * FROM layers WHERE condemned IS NULL ORDER BY committed_at, id").map(layerFromRow);
+}
+
+/** DiffIds of layers that are damaged and have no sound copy in sight. */
+export function listDamagedLayers({ database }: StoreContext): DiffId[] {
+  return database
+    .all(
+      `SELECT DISTINCT diff_id FROM layers WHERE damage IS NOT NULL AND condemned IS NULL AND diff_id NOT IN
+         (SELECT diff_id FROM layers WHERE condemned IS NULL AND damage IS NULL) ORDER BY diff_id`,
+    )
+    .map((row) => String(row.diff_id) as DiffId);
+}
+
+/**
+ * Commits ingested layers in one batch: after it returned, no power cut can make one of them partial or missing. Losing
+ * to another process that committed the same layer is success. The cost does not depend on entries, nor on the store.
+ */
+export function commitLayers(context: StoreContext, ingested: readonly IngestResult[]): void {
+  const { layout, database } = context;
+  if (ingested.length === 0) return;
+  for (const one of ingested) {
+    if (one.blobSize > 0) rename(join(one.directory, "blob"), layout.blob(one.id));
+    crashPoint("commit:blob-renamed");
+    rename(join(one.directory, "layer"), layout.layer(one.id));
+    crashPoint("commit:layer-renamed");
+  }
+  syncDirectory(layout.blobs);
+  syncDirectory(layout.layers);
+  crashPoint("commit:directories-synced");
+  const lost = database.transaction(() => ingested.filter((one) => !insertLayer(context, one)));
+  crashPoint("commit:recorded");
+  for (const one of lost) {
+    removeTree(layout.layer(one.id));
+    removeTree(layout.blob(one.id));
+  }
+  for (const one of ingested) removeTree(one.directory);
+}
+
+/** False when the layer is there already. */
+function insertLayer(context: StoreContext, one: IngestResult): boolean {
+  const { database } = context;
+  if (claimLayer(context, one.diffId as DiffId) !== undefined) return false;
+  if (one.blobSize > 0) database.run("INSERT INTO blobs (id, size) VALUES (?, ?)", one.id, one.blobSize);
+  database.run(
+    `INSERT INTO layers (id, diff_id, tar_size, entries, content_bytes, own_bytes, shared_bytes, inline_bytes,
+       metadata_bytes, image_sha256, recipe_sha256, notices, committed_at, indexed, standalone)
+     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+    one.id,
+    one.diffId,
+    one.tarSize,
+    one.entries,
+    one.contentBytes,
+    one.ownBytes,
+    one.sharedBytes,
+    one.inlineBytes,
+    one.metadataBytes,
+    one.imageSha256,
+    one.recipeSha256,
+    JSON.stringify(one.notices),
+    Date.now(),
+    one.blobSize > 0 ? 0 : 1,
+    one.standalone ? 1 : 0,
+  );
+  // Fetched again in place of one that was damaged: what is its own may differ.
+  database.run(
+    "UPDATE manifest_layers SET content_bytes = ?, stored_bytes = ? WHERE diff_id = ?",
+    one.contentBytes,
+    one.ownBytes + one.metadataBytes,
+    one.diffId,
+  );
+  return true;
+}
+
+/**
+ * Puts the payloads of committed layers into the dedupe index, those of `ids` or of all that were left out (by a crash,
+ * say). In small transactions: a cache may be late. Each one makes sure that the layer is still in sight, so a row
+ * never outlives its range. Call under a lease.
+ */
+export function indexLayers(context: StoreContext, ids?: readonly string[]): void {
+  const pending =
+    ids ??
+    context.database
+      .all("SELECT id FROM layers WHERE indexed = 0 AND condemned IS NULL AND damage IS NULL")
+      .map((row) => String(row.id));
+  for (const id of pending) {
+    // A damaged blob must not fail every pull to come (G10): its rows are missing, and check says why.
+    unlessDamaged(() => indexLayer(context, id));
+  }
+}
+
+function indexLayer({ layout, database }: StoreContext, id: string): void {
+  const blob = database.get("SELECT key FROM blobs WHERE id = ?", id);
+  if (blob === undefined) return;
+  const key = Number(blob.key);
+  using source = fileSource(layout.blob(id));
+  const payloads = decodePayloads(source);
+  for (let done = false; !done; ) {
+    const live = database.transaction(() => {
+      const layer = database.get(
+        "SELECT 1 FROM layers WHERE id = ? AND indexed = 0 AND condemned IS NULL AND damage IS NULL",
+        id,
+      );
+      if (layer === undefined) return false; // condemned meanwhile, or another process has done it
+      for (let count = 0; count < INDEX_BATCH; count++) {
+        const next = payloads.next();
+        if (next.done === true) {
+          database.run("UPDATE layers SET indexed = 1 WHERE id = ?", id);
+          done = true;
+          break;
+        }
+        indexPayload(database, key, next.value);
+      }
+      return true;
+    });
+    crashPoint("index:batch");
+    if (!live) return;
+  }
+}
+
+/**
+ * Lets ingests find one payload of the blob `key`, unless `check` found it damaged or equal bytes are indexed already. Call
+ * inside a transaction that made sure that the payload is live.
+ */
+export function indexPayload(database: Database, key: number, { digest, offset, length }: Payload): void {
+  database.run(
+    `INSERT OR IGNORE INTO payloads (digest, blob, offset, length) SELECT ?1, ?2, ?3, ?4
+       WHERE NOT EXISTS (SELECT 1 FROM damaged_payloads WHERE blob = ?2 AND offset = ?3)`,
+    digest,
+    key,
+    offset,
+    length,
+  );
+}
+
+/** Takes every index row of these blobs out: one scan, however many they are. Call inside a transaction. */
+export function unindexBlobs({ database }: StoreContext, keys: readonly number[]): void {
+  if (keys.length === 0) return;
+  database.run("DELETE FROM payloads WHERE blob IN (SELECT value FROM json_each(?))", JSON.stringify(keys));
+}

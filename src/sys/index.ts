@@ -1,0 +1,32 @@
+/**
+ * The only door to the machine: files, durability, locks, mounts, xattrs, child processes; and the place where tests
+ * produce faults, crashes and power cuts (`effects.ts`). Knows nothing of layers.
+ *
+ * Guarantees: errors of the system keep Node's shape and `code`, whether Node or koffi made the call. Importing this loads
+ * no native code. Every operation that the store's durability rests on is an effect.
+ */
+export * from "./copy.ts";
+export * from "./data-ranges.ts";
+export {
+  crashPoint,
+  type EffectKind,
+  effect,
+  type Fault,
+  injectFault,
+  observed,
+  type ReadKind,
+  recordDatabaseCommit,
+  recordEffects,
+} from "./effects.ts";
+export * from "./file-source.ts";
+export * from "./files.ts";
+export * from "./host-files.ts";
+export * from "./in-use.ts";
+export * from "./locks.ts";
+export * from "./loop.ts";
+export * from "./mount-info.ts";
+export * from "./mounts.ts";
+export * from "./process.ts";
+export * from "./sync-file-system.ts";
+export { type SystemError, systemError } from "./system-error.ts";
+export * from "./walk.ts";
