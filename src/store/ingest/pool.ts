@@ -31,9 +31,22 @@ interface Waiting {
   readonly reject: (error: unknown) => void;
 }
 
+interface Running {
+  readonly waiting: Waiting;
+  readonly number: number;
+  /** Asks the worker to give up; it answers as for any failure. */
+  readonly stop: () => void;
+  readonly end: () => void;
+}
+
 interface Thread {
   readonly worker: Worker;
-  running: { readonly waiting: Waiting; readonly number: number; readonly end: () => void } | undefined;
+  running: Running | undefined;
+  /**
+   * Resolves when the thread has loaded and does nothing, or is dead. Only then may it be terminated: Node aborts the whole
+   * process when a native module (koffi) loads, or returns from a call, in a thread that is being terminated.
+   */
+  quiet: PromiseWithResolvers<void>;
 }
 
 export class IngestPool implements AsyncDisposable {
@@ -68,15 +81,18 @@ export class IngestPool implements AsyncDisposable {
   async rest(): Promise<void> {
     const idle = this.#threads.filter((thread) => thread.running === undefined);
     for (const thread of idle) this.#threads.splice(this.#threads.indexOf(thread), 1);
-    await Promise.all(idle.map((thread) => thread.worker.terminate()));
+    await Promise.all(idle.map(end));
   }
 
+  /** Stops what is under way and ends the threads, each as soon as it has let go of its staging directory. */
   async close(): Promise<void> {
     this.#closed = true;
     for (const waiting of this.#queue.splice(0)) {
       waiting.reject(new ShaleError("CANCELLED", "Stopped before it began"));
     }
-    await Promise.all(this.#threads.splice(0).map((thread) => thread.worker.terminate()));
+    const threads = [...this.#threads];
+    for (const thread of threads) thread.running?.stop();
+    await Promise.all(threads.map(end));
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -91,7 +107,7 @@ export class IngestPool implements AsyncDisposable {
         env: threadEnvironment(),
       },
     );
-    const thread: Thread = { worker, running: undefined };
+    const thread: Thread = { worker, running: undefined, quiet: Promise.withResolvers() };
     worker.unref();
     worker.on("message", (reply: WorkerReply) => this.#onReply(thread, reply));
     worker.on("error", (error) => this.#onDeath(thread, error));
@@ -123,15 +139,21 @@ export class IngestPool implements AsyncDisposable {
       onConsumed?.(Number(Atomics.load(control, CONTROL_CONSUMED)));
     };
     const number = ++this.#numbers;
-    thread.running = { waiting, number, end };
+    thread.running = { waiting, number, stop, end };
+    thread.quiet = Promise.withResolvers();
     thread.worker.ref();
     thread.worker.postMessage({ ...job, number, control: shared } satisfies IngestJob);
   }
 
   #onReply(thread: Thread, reply: WorkerReply): void {
     const running = thread.running;
-    if (reply.kind === "ready" || running === undefined || running.number !== reply.number) return;
+    if (reply.kind === "ready") {
+      if (running === undefined) thread.quiet.resolve();
+      return;
+    }
+    if (running === undefined || running.number !== reply.number) return;
     thread.running = undefined;
+    thread.quiet.resolve();
     thread.worker.unref();
     running.end();
     if (reply.kind === "done") running.waiting.resolve(reply.result);
@@ -140,6 +162,7 @@ export class IngestPool implements AsyncDisposable {
   }
 
   #onDeath(thread: Thread, error: unknown): void {
+    thread.quiet.resolve();
     const at = this.#threads.indexOf(thread);
     if (at >= 0) this.#threads.splice(at, 1);
     const running = thread.running;
@@ -158,4 +181,11 @@ export class IngestPool implements AsyncDisposable {
     );
     if (!this.#closed) this.#next();
   }
+}
+
+async function end(thread: Thread): Promise<void> {
+  // Threads are unreferenced while they have nothing to do; whoever waits for one to load must not see the loop run empty.
+  thread.worker.ref();
+  await thread.quiet.promise;
+  await thread.worker.terminate();
 }

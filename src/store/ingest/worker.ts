@@ -36,6 +36,11 @@ function reply(message: WorkerReply): void {
 async function ingest(job: IngestJob): Promise<IngestResult> {
   const control = new BigInt64Array(job.control);
   const stop = new AbortController();
+  const stopIfAsked = () => {
+    if (Atomics.load(control, CONTROL_STOP) !== 0n) stop.abort(new ShaleError("CANCELLED", "Stopped on request"));
+  };
+  // Bytes that don't come must not keep a stopped ingest waiting.
+  using _ = repeat(stopIfAsked, 250);
   const algorithm = job.digest?.slice(0, job.digest.indexOf(":")) ?? "sha256";
   const compressedHash = createHash(algorithm);
   const tarHash = createHash("sha256");
@@ -65,7 +70,7 @@ async function ingest(job: IngestJob): Promise<IngestResult> {
   const compression = detectCompression(head);
   async function* counted(): AsyncGenerator<Uint8Array> {
     for (let next = first; next.done !== true; next = await feed.next()) {
-      if (Atomics.load(control, CONTROL_STOP) !== 0n) stop.abort(new ShaleError("CANCELLED", "Stopped on request"));
+      stopIfAsked();
       compressedHash.update(next.value);
       size += next.value.length;
       Atomics.store(control, CONTROL_CONSUMED, BigInt(size));
@@ -117,4 +122,9 @@ function checkDigest(expected: string, found: string, cause: unknown): void {
     cause,
     hint: "The transfer or its origin is damaged: try again",
   });
+}
+
+function repeat(action: () => void, everyMs: number): Disposable {
+  const timer = setInterval(action, everyMs);
+  return { [Symbol.dispose]: () => clearInterval(timer) };
 }
