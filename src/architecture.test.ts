@@ -34,6 +34,7 @@ const MODULES: Readonly<Record<string, Rule>> = {
   errors: { modules: [], packages: [], pure: true },
   bytes: { modules: ["errors"], packages: ["node:zlib"], pure: true },
   async: { modules: ["errors"], packages: ["node:timers/promises"] },
+  log: { modules: [], packages: [], pure: true },
   "formats/payload-table": { modules: BASE, packages: [], pure: true },
   "formats/layer-index": { modules: [...BASE, "formats/payload-table"], packages: [], pure: true },
   "formats/tar": { modules: [...BASE, "formats/layer-index"], packages: [], pure: true },
@@ -96,6 +97,7 @@ const MODULES: Readonly<Record<string, Rule>> = {
   cli: {
     modules: [
       ...BASE,
+      "log",
       "formats/layer-index",
       "oci",
       "sys",

@@ -6,7 +6,7 @@
  * `context.signal` is aborted and has released what it held when it settles. Rendering is a pure function beside it.
  */
 import type { Progress } from "../images/progress.ts";
-import type { Log } from "./log.ts";
+import type { Log } from "../log/index.ts";
 import type { Output } from "./output.ts";
 
 /** What a shell may offer for a value. */

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import { ShaleError } from "../errors/index.ts";
 import { formatFailure, formatFailureJson } from "./failure.ts";
-import { createLog, formatLogJson, formatLogText, type LogLevel } from "./log.ts";
+import { createLog, formatLogJson, formatLogText, type LogLevel } from "../log/index.ts";
 
 const NESTED = new ShaleError("UNAVAILABLE", "Cannot pull x: registry does not answer", {
   hint: "try again",

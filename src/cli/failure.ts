@@ -1,6 +1,6 @@
 /** How an error looks to the person who typed the command, and to a program. Pure. */
 import { ShaleError } from "../errors/index.ts";
-import { singleLine } from "./log.ts";
+import { singleLine } from "../log/index.ts";
 
 /** Causes deeper than this say nothing that helps. */
 const MAX_CAUSES = 4;

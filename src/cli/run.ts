@@ -3,8 +3,8 @@
  * neither the process nor its environment: the host is a parameter, so that tests run whole command lines.
  */
 import { resolve } from "node:path";
-import type { LogLevel } from "./log.ts";
-import { createLog } from "./log.ts";
+import type { LogLevel } from "../log/index.ts";
+import { createLog } from "../log/index.ts";
 import { type Command, type Context, EXIT, GLOBAL_OPTIONS, type OptionTable } from "./command.ts";
 import { formatFailure, formatFailureJson } from "./failure.ts";
 import { formatCommandHelp, formatOverview } from "./help.ts";

@@ -2,7 +2,7 @@ import { displayName } from "../../images/find.ts";
 import type { RepairedLayer } from "../../images/repair.ts";
 import type { CheckReport, Finding, Store } from "../../store/index.ts";
 import { countOf, formatBytes, formatDuration } from "../format.ts";
-import { singleLine } from "../log.ts";
+import { singleLine } from "../../log/index.ts";
 import { emit } from "../output.ts";
 import { openStore } from "./store-access.ts";
 import type { Progress } from "../../images/progress.ts";

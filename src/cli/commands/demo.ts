@@ -3,7 +3,7 @@ import type { DemoStep } from "../../demo/index.ts";
 import { displayName } from "../../images/find.ts";
 import { defineCommand, EXIT } from "../command.ts";
 import { countOf, formatBytes, formatDuration } from "../format.ts";
-import { singleLine } from "../log.ts";
+import { singleLine } from "../../log/index.ts";
 import { formatJson } from "../output.ts";
 import { formatUsage } from "./df.ts";
 import { REGISTRY } from "./options.ts";

@@ -1,7 +1,7 @@
 import { displayName } from "../../images/find.ts";
 import type { ImageUsage, LayerUsage, Usage, UsageNumbers } from "../../store/index.ts";
 import { type BarPart, formatBytes, formatTable, GLYPHS, shortDigest, stackedBar } from "../format.ts";
-import { singleLine } from "../log.ts";
+import { singleLine } from "../../log/index.ts";
 import { emit, type Output } from "../output.ts";
 import { openStore } from "./store-access.ts";
 import { defineCommand } from "../command.ts";

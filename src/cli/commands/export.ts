@@ -12,7 +12,7 @@ import { displayName } from "../../images/find.ts";
 import type { StoreOperation } from "../../store/index.ts";
 import { type Context, defineCommand, type ValuesOf } from "../command.ts";
 import { formatBytes } from "../format.ts";
-import { singleLine } from "../log.ts";
+import { singleLine } from "../../log/index.ts";
 import { emit } from "../output.ts";
 import { UsageError } from "../usage.ts";
 import { type ExportMeter, exportMeter } from "./export-progress.ts";

@@ -1,6 +1,6 @@
 import type { GarbageItem, GarbageReport, Store } from "../../store/index.ts";
 import { countOf, formatBytes, formatDuration, formatTable } from "../format.ts";
-import { singleLine } from "../log.ts";
+import { singleLine } from "../../log/index.ts";
 import { emit } from "../output.ts";
 import { openStore } from "./store-access.ts";
 import { defineCommand } from "../command.ts";

@@ -2,7 +2,7 @@ import { displayName, findImage } from "../../images/find.ts";
 import type { ImageConfig } from "../../oci/index.ts";
 import type { ManifestRecord, Store } from "../../store/index.ts";
 import { formatBytes, formatTable } from "../format.ts";
-import { singleLine } from "../log.ts";
+import { singleLine } from "../../log/index.ts";
 import { emit } from "../output.ts";
 import { openStore } from "./store-access.ts";
 import { defineCommand } from "../command.ts";

@@ -1,7 +1,7 @@
 import { displayName } from "../../images/find.ts";
 import type { ImageSummary } from "../../store/index.ts";
 import { formatBytes, formatTable, shortDigest } from "../format.ts";
-import { singleLine } from "../log.ts";
+import { singleLine } from "../../log/index.ts";
 import { emit } from "../output.ts";
 import { openStore } from "./store-access.ts";
 import { defineCommand } from "../command.ts";

@@ -4,7 +4,7 @@ import { displayName, findImage, getImage } from "../../images/find.ts";
 import type { ImageConfig } from "../../oci/index.ts";
 import type { ImageRecord, ManifestRecord, Store } from "../../store/index.ts";
 import { formatBytes, formatCount, formatFields, formatTable, formatTime, shortDigest } from "../format.ts";
-import { singleLine } from "../log.ts";
+import { singleLine } from "../../log/index.ts";
 import { emit } from "../output.ts";
 import { openStore } from "./store-access.ts";
 import { defineCommand } from "../command.ts";

@@ -1,7 +1,7 @@
 import { displayName, findImage } from "../../images/find.ts";
 import type { LayerRecord } from "../../store/index.ts";
 import { formatBytes, formatCount, formatTable, shortDigest } from "../format.ts";
-import { singleLine } from "../log.ts";
+import { singleLine } from "../../log/index.ts";
 import { emit } from "../output.ts";
 import { openStore } from "./store-access.ts";
 import { defineCommand } from "../command.ts";

@@ -4,7 +4,7 @@ import type { MountRecord } from "../../store/index.ts";
 import { displayName } from "../../images/find.ts";
 import type { MountStatus } from "../../images/mount.ts";
 import { formatTable, formatTime } from "../format.ts";
-import { singleLine } from "../log.ts";
+import { singleLine } from "../../log/index.ts";
 import { emit } from "../output.ts";
 import { UsageError } from "../usage.ts";
 import { openStore } from "./store-access.ts";

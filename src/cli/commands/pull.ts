@@ -2,7 +2,7 @@ import { displayName } from "../../images/find.ts";
 import type { PullResult } from "../../images/pull.ts";
 import { defineCommand } from "../command.ts";
 import { countOf, formatBytes, formatCount, formatDuration, shortDigest } from "../format.ts";
-import { singleLine } from "../log.ts";
+import { singleLine } from "../../log/index.ts";
 import { formatJson } from "../output.ts";
 import { PLATFORM, REGISTRY } from "./options.ts";
 import { openStore } from "./store-access.ts";

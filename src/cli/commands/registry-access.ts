@@ -4,7 +4,7 @@ import { join } from "node:path";
 import type { RegistryClient, RegistryEvent, RegistryOptions } from "../../registry/index.ts";
 import { makeDirectory, removeTree } from "../../sys/index.ts";
 import type { ValuesOf } from "../command.ts";
-import type { Log } from "../log.ts";
+import type { Log } from "../../log/index.ts";
 import type { REGISTRY } from "./options.ts";
 
 export interface RegistryAccess extends AsyncDisposable {

@@ -4,7 +4,7 @@ import { describe, test } from "node:test";
 import { FileType } from "../../formats/layer-index/index.ts";
 import type { ImageFile } from "../../images/files.ts";
 import type { GarbageItem, ImageSummary, Usage } from "../../store/index.ts";
-import type { Log } from "../log.ts";
+import type { Log } from "../../log/index.ts";
 import { formatOutcome } from "./check.ts";
 import { formatUsage } from "./df.ts";
 import { formatDifference, formatSums } from "./diff.ts";

@@ -2,7 +2,7 @@ import { ShaleError } from "../../errors/index.ts";
 import { displayName, getImage } from "../../images/find.ts";
 import type { GarbageReport, Store } from "../../store/index.ts";
 import { formatDuration } from "../format.ts";
-import { singleLine } from "../log.ts";
+import { singleLine } from "../../log/index.ts";
 import { emit } from "../output.ts";
 import { formatCollection } from "./gc.ts";
 import { openStore } from "./store-access.ts";

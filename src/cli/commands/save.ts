@@ -2,7 +2,7 @@ import { displayName } from "../../images/find.ts";
 import type { SaveResult } from "../../images/save.ts";
 import { defineCommand } from "../command.ts";
 import { countOf, formatBytes } from "../format.ts";
-import { singleLine } from "../log.ts";
+import { singleLine } from "../../log/index.ts";
 import { emit } from "../output.ts";
 import { UsageError } from "../usage.ts";
 import { PLATFORM } from "./options.ts";

@@ -1,7 +1,7 @@
 import type { AccessRecord } from "../../server/index.ts";
 import { defineCommand } from "../command.ts";
 import { countOf } from "../format.ts";
-import type { Log } from "../log.ts";
+import type { Log } from "../../log/index.ts";
 import { emit } from "../output.ts";
 import { UsageError } from "../usage.ts";
 import { openStore } from "./store-access.ts";

@@ -1,4 +1,4 @@
-import { singleLine } from "../log.ts";
+import { singleLine } from "../../log/index.ts";
 import { emit } from "../output.ts";
 import { openStore } from "./store-access.ts";
 import { requireMountRight } from "./mount.ts";

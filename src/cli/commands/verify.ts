@@ -1,7 +1,7 @@
 import { resolve } from "node:path";
 import { defineCommand } from "../command.ts";
 import { countOf } from "../format.ts";
-import { singleLine } from "../log.ts";
+import { singleLine } from "../../log/index.ts";
 import { emit } from "../output.ts";
 import { exportMeter } from "./export-progress.ts";
 import { VERITY } from "./verity-options.ts";

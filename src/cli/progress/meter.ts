@@ -1,6 +1,6 @@
 /** The state of one line of work, and how it reads. Pure: time is a parameter, in milliseconds. */
 import { fillBar, formatBytes, formatDuration, formatRate } from "../format.ts";
-import { singleLine } from "../log.ts";
+import { singleLine } from "../../log/index.ts";
 
 export interface Meter {
   readonly label: string;

@@ -1,5 +1,5 @@
 /**
- * Messages for people and for log collectors, on stderr. Callers pass no secrets: not a token, a password, an
+ * Messages for people and for log collectors, one line each. Callers pass no secrets: not a token, a password, an
  * Authorization header or a URL's query.
  */
 export type LogLevel = "error" | "warn" | "info" | "debug";
@@ -14,18 +14,20 @@ export interface Log {
   debug(message: string, fields?: LogFields): void;
 }
 
-const LEVELS: readonly LogLevel[] = ["error", "warn", "info", "debug"];
+/** From the fewest messages to the most. */
+export const LOG_LEVELS: readonly LogLevel[] = ["error", "warn", "info", "debug"];
 
-/** Gives each message at `level` or above to `write`, as one line without its end. */
+/** Gives each message at `level` or above to `write`, as one line without its end. A level that is a function may change. */
 export function createLog(options: {
-  readonly level: LogLevel;
+  readonly level: LogLevel | (() => LogLevel);
   readonly json: boolean;
   readonly write: (line: string) => void;
   readonly now: () => Date;
 }): Log {
-  const highest = LEVELS.indexOf(options.level);
+  const { level: chosen } = options;
+  const current = typeof chosen === "function" ? chosen : () => chosen;
   const at = (level: LogLevel) => (message: string, fields?: LogFields) => {
-    if (LEVELS.indexOf(level) > highest) return;
+    if (LOG_LEVELS.indexOf(level) > LOG_LEVELS.indexOf(current())) return;
     options.write(
       options.json ? formatLogJson(level, message, fields, options.now()) : formatLogText(level, message, fields),
     );
