@@ -9,11 +9,19 @@ import type { Credentials, CredentialStore } from "./credentials.ts";
 import { Failure, printable } from "./failure.ts";
 import { type HttpRequest, type HttpResponse, strangerTls, type TlsSettings } from "./http.ts";
 
+/** What a request needs. Registries give tokens for it: docs/content/spec/auth/scope.md, "Resource Actions". */
+export interface Access {
+  readonly actions: "pull" | "pull,push";
+  /** Another repository that is read too: blobs are mounted from it. */
+  readonly alsoPull?: string;
+}
+
 /** What a request is about, for its authorization. */
 export interface Target {
   /** Scheme, host and port that was really asked. */
   readonly origin: URL;
   readonly repository: string;
+  readonly access: Access;
   readonly tls: TlsSettings;
 }
 
@@ -39,7 +47,7 @@ interface Grant {
   readonly expiresAt: number;
 }
 
-/** Caches by (host, repository): every request of ours needs the scope "repository:NAME:pull", nothing else. */
+/** Caches by (host, repository, access). */
 export class Authorizer {
   readonly #options: AuthorizerOptions;
   readonly #grants = new Map<string, Grant>();
@@ -146,7 +154,7 @@ export class Authorizer {
     const service = challenge.parameters.get("service");
     // a registry behind a path or a proxy knows its own name of the repository best
     const asked = challenge.parameters.get("scope");
-    const scopes = (asked || `repository:${target.repository}:pull`).split(" ");
+    const scopes = scopesFor(target.access, (asked || `repository:${target.repository}:pull`).split(" "));
 
     const query = new URLSearchParams();
     if (service !== undefined) query.set("service", service);
@@ -192,7 +200,23 @@ export class Authorizer {
 }
 
 function keyOf(target: Target): string {
-  return `${target.origin.origin} ${target.repository}`;
+  const { actions, alsoPull = "" } = target.access;
+  return [target.origin.origin, target.repository, actions, alsoPull].join(" ");
+}
+
+/**
+ * The scopes that a server asked for, with what the requests to come need: a HEAD is refused for want of "pull", and the
+ * token for that would be refused again by the upload behind it.
+ */
+function scopesFor({ actions, alsoPull }: Access, asked: readonly string[]): readonly string[] {
+  if (actions === "pull") return asked;
+  const wanted = actions.split(",");
+  const scopes = asked.map((scope) => {
+    const at = scope.lastIndexOf(":");
+    if (!scope.startsWith("repository:") || at <= "repository".length) return scope;
+    return `${scope.slice(0, at)}:${[...new Set([...scope.slice(at + 1).split(","), ...wanted])].join(",")}`;
+  });
+  return alsoPull === undefined ? scopes : [...scopes, `repository:${alsoPull}:pull`];
 }
 
 /** A challenge for another repository: realm and service hold, its scope does not. */

@@ -16,6 +16,8 @@ import type { RegistryEvent } from "./events.ts";
 import { explain, Failure } from "./failure.ts";
 import { type Endpoint, loadEndpoints } from "./hosts.ts";
 import { type HttpResponse, Transport } from "./http.ts";
+import { type PushBlobOptions, type PushedBlob, pushBlob, pushManifest } from "./push.ts";
+import { type RangeAbilities, type RangeAbility, type ByteRange, type RangePiece, readRanges } from "./ranges.ts";
 import { Requests } from "./requests.ts";
 import { DEFAULT_RETRY, type RetryPolicy, withRetries } from "./retry.ts";
 
@@ -71,6 +73,7 @@ export class RegistryClient implements AsyncDisposable {
   readonly #hostsDirs: readonly string[];
   readonly #insecure: ReadonlySet<string>;
   readonly #endpoints = new Map<string, readonly Endpoint[]>();
+  readonly #abilities: RangeAbilities = new Map();
 
   constructor(options: RegistryOptions = {}) {
     const env = options.env ?? process.env;
@@ -172,6 +175,71 @@ export class RegistryClient implements AsyncDisposable {
     );
   }
 
+  /**
+   * Parts of a blob: every byte of `ranges` (rising, apart, not empty) at least once, in pieces that say where they belong,
+   * and bytes between them where the registry sends those too. NOT verified: the reader hashes what it uses. In as few
+   * requests as the registry allows; `onWhole` is told when it knows no ranges and sends the blob from its start.
+   */
+  openRanges(
+    reference: Reference,
+    descriptor: Descriptor,
+    ranges: readonly ByteRange[],
+    options: CallOptions & { readonly onWhole?: () => void } = {},
+  ): AsyncGenerator<RangePiece, void, void> {
+    let free = 0;
+    for (const { offset, end } of ranges) {
+      if (!(offset >= free && offset < end && end <= descriptor.size)) {
+        throw new RangeError(`bytes ${offset}..${end} behind ${free} of a blob of ${descriptor.size}`);
+      }
+      free = end;
+    }
+    const endpoints = this.#endpointsOf(reference).filter((one) => one.canPull);
+    const act = `fetch parts of ${descriptor.digest} of ${repositoryName(reference)}`;
+    if (endpoints.length === 0) throw noEndpoint(act);
+    const { repository } = reference;
+    return readRanges(
+      { repository, descriptor, endpoints, ranges, act, abilities: this.#abilities, ...options },
+      this.#requests,
+      this.#policy,
+      this.#log,
+    );
+  }
+
+  /** What is known by now of how the host that is asked first serves ranges. */
+  rangeAbility(reference: Reference): RangeAbility {
+    const host = this.#endpointsOf(reference).find((one) => one.canPull)?.host;
+    return (host === undefined ? undefined : this.#abilities.get(host)) ?? "unknown";
+  }
+
+  /**
+   * Puts the bytes of `source` into the reference's repository as a blob, unless it is there; resolves when the registry
+   * has confirmed it under the digest that was computed here. The size need not be known beforehand. What is held in
+   * memory is two pieces of `chunkSize`. See PushBlobOptions for what makes it skip, mount, resume and start anew.
+   * INVALID_ARGUMENT when the bytes are not those of `options.expected`: then nothing was put there.
+   */
+  async pushBlob(
+    reference: Reference,
+    source: Parameters<typeof pushBlob>[1],
+    options: PushBlobOptions = {},
+  ): Promise<PushedBlob> {
+    const act = `push ${options.expected?.digest ?? "a blob"} to ${repositoryName(reference)}`;
+    return await pushBlob(this.#pushTarget(act, reference), source, options);
+  }
+
+  /**
+   * Puts a manifest or index under the reference's digest where it has one, else under its tag. All that it names has to
+   * be in the repository before: registries refuse it otherwise. Returns its descriptor.
+   */
+  async pushManifest(
+    reference: Reference,
+    manifest: { readonly bytes: Uint8Array; readonly mediaType: string },
+    options: CallOptions = {},
+  ): Promise<Descriptor> {
+    return await pushManifest(this.#pushTarget(`push ${formatReference(reference)}`, reference), reference, manifest, {
+      ...signalOf(options),
+    });
+  }
+
   /** Waits for requests under way, then closes the connections. */
   async close(): Promise<void> {
     await this.#transport.close();
@@ -189,6 +257,14 @@ export class RegistryClient implements AsyncDisposable {
       this.#endpoints.set(reference.host, endpoints);
     }
     return endpoints;
+  }
+
+  /** As containerd: the first host that takes pushes, and no other after it, which would end up with half of an image. */
+  #pushTarget(act: string, reference: Reference): Parameters<typeof pushBlob>[0] {
+    const endpoint = this.#endpointsOf(reference).find((one) => one.canPush);
+    if (endpoint === undefined) throw noEndpoint(act);
+    const { repository } = reference;
+    return { act, endpoint, repository, requests: this.#requests, policy: this.#policy, log: this.#log };
   }
 
   async #getManifest(
@@ -287,5 +363,5 @@ function checkLimit(act: string, descriptor: Descriptor, limit: number): void {
 }
 
 function noEndpoint(act: string): ShaleError {
-  return new ShaleError("FAILED_PRECONDITION", `Cannot ${act}: hosts.toml names no host that may serve it`);
+  return new ShaleError("FAILED_PRECONDITION", `Cannot ${act}: hosts.toml names no host for that`);
 }

@@ -1,9 +1,8 @@
 /** The client against Debian's docker-registry, with an image that skopeo pushed. */
 import assert from "node:assert/strict";
-import { type ChildProcess, execFileSync, spawn } from "node:child_process";
+import { execFileSync } from "node:child_process";
 import { createHash, randomBytes } from "node:crypto";
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
@@ -17,6 +16,7 @@ import {
   parseReference,
 } from "../oci/index.ts";
 import type { RegistryClient } from "./index.ts";
+import { type DockerRegistry, startDockerRegistry } from "./testing/docker-registry.ts";
 import { collect, testClient } from "./testing/fixtures.ts";
 
 const USER = "someone";
@@ -26,21 +26,26 @@ const BCRYPT = "$2b$04$gzgidfsZzoVbNoP5gP4xL.BgD04VjYPg3vRvV8xZMp5BisUhgCll.";
 
 const LAYER = randomBytes(3_000_000);
 const directory = mkdtempSync(join(tmpdir(), "shale-docker-registry-"));
-const children: ChildProcess[] = [];
+const registries: DockerRegistry[] = [];
 let open: string;
 let guarded: string;
 
 before(async () => {
   const layout = writeLayout(join(directory, "layout"));
   writeFileSync(join(directory, "htpasswd"), `${USER}:${BCRYPT}\n`);
-  open = await startRegistry("open", "");
-  guarded = await startRegistry("guarded", `auth: {htpasswd: {realm: test, path: ${join(directory, "htpasswd")}}}\n`);
+  const start = async (name: string, more: string) => {
+    const registry = await startDockerRegistry(join(directory, name), more);
+    registries.push(registry);
+    return registry.host;
+  };
+  open = await start("open", "");
+  guarded = await start("guarded", `auth: {htpasswd: {realm: test, path: ${join(directory, "htpasswd")}}}\n`);
   push(layout, open, []);
   push(layout, guarded, ["--dest-creds", `${USER}:${PASSWORD}`]);
 });
 
-after(() => {
-  for (const child of children) child.kill("SIGKILL");
+after(async () => {
+  for (const registry of registries) await registry.stop();
   rmSync(directory, { recursive: true, force: true });
 });
 
@@ -65,31 +70,6 @@ function writeLayout(path: string): string {
   writeFileSync(join(path, "index.json"), json({ schemaVersion: 2, manifests: [{ ...manifest, annotations }] }));
   writeFileSync(join(path, "oci-layout"), '{"imageLayoutVersion":"1.0.0"}');
   return path;
-}
-
-async function startRegistry(name: string, more: string): Promise<string> {
-  const address = `127.0.0.1:${await freePort()}`;
-  const file = join(directory, `${name}.yml`);
-  const storage = `{filesystem: {rootdirectory: ${join(directory, name)}}}`;
-  writeFileSync(
-    file,
-    `version: 0.1\nlog: {level: error}\nstorage: ${storage}\nhttp: {addr: "${address}", secret: x}\n${more}`,
-  );
-  const child = spawn("docker-registry", ["serve", file], { stdio: "ignore" });
-  children.push(child);
-  await using one = testClient({ retry: { attempts: 200, baseMs: 20, maxMs: 20 } });
-  const ready = one.client.resolve(parseReference(`${address}/nothing:here`));
-  await assert.rejects(ready, (error) => ShaleError.is(error, "NOT_FOUND") || ShaleError.is(error, "UNAUTHENTICATED"));
-  return address;
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const address = server.address();
-  await new Promise((resolve) => server.close(resolve));
-  assert.ok(typeof address === "object" && address !== null);
-  return address.port;
 }
 
 function push(layout: string, registry: string, credentials: readonly string[]): void {

@@ -22,6 +22,8 @@ export interface Endpoint {
   readonly canResolve: boolean;
   /** May serve content by digest. */
   readonly canPull: boolean;
+  /** Takes what is pushed. */
+  readonly canPush: boolean;
   /** The registry's name for `?ns=`, where the host is a mirror. */
   readonly namespace?: string;
   readonly tls: TlsSettings;
@@ -267,6 +269,7 @@ function endpointOf(entry: HostEntry, registry: string, insecure: boolean): Endp
     path: entry.url?.path ?? "/v2",
     canResolve: entry.capabilities.includes("resolve"),
     canPull: entry.capabilities.includes("pull"),
+    canPush: entry.capabilities.includes("push"),
     ...(isMirror ? { namespace: registry } : {}),
     tls: explicitTls || loopback || allowInsecure ? tlsOf(entry, loopback || allowInsecure) : DEFAULT_TLS,
     headers: entry.headers,

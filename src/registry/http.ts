@@ -26,12 +26,15 @@ export function strangerTls(tls: TlsSettings): TlsSettings {
 }
 
 export interface HttpRequest {
-  readonly method: "GET" | "POST";
+  readonly method: "GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE";
   readonly url: URL;
   readonly headers: Readonly<Record<string, string | readonly string[]>>;
-  readonly body?: string;
+  /** Sent with its length; may be sent again after a redirect or a challenge, so it is not changed meanwhile. */
+  readonly body?: string | Uint8Array;
   readonly tls: TlsSettings;
   readonly connectTimeoutMs?: number;
+  /** Longest wait for the response's head where sending the body, or what the server does with it, takes its time. */
+  readonly answerTimeoutMs?: number;
   readonly signal?: AbortSignal;
 }
 
@@ -75,7 +78,7 @@ export class Transport {
         method: request.method,
         headers: request.headers as Record<string, string | string[]>,
         body: request.body ?? null,
-        headersTimeout: this.#options.stallTimeoutMs,
+        headersTimeout: request.answerTimeoutMs ?? this.#options.stallTimeoutMs,
         bodyTimeout: this.#options.stallTimeoutMs,
       },
       response.handler,

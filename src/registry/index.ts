@@ -1,5 +1,5 @@
 /**
- * Client of the OCI distribution specification 1.1 (pull only), for registries, mirrors and caches as they are met.
+ * Client of the OCI distribution specification 1.1 (pull and push), for registries, mirrors and caches as they are met.
  *
  * Guarantees: manifests, indexes, configs and small blobs are returned verified against their digest, and are never larger
  * than their limit while they are read. Blobs stream with exactly the bytes asked for, resumed after breaks, and are
@@ -11,4 +11,6 @@
 export { DEFAULT_HOSTS_DIRS, RegistryClient, type RegistryOptions, type Resolved } from "./client.ts";
 export type { RegistryEvent } from "./events.ts";
 export { releaseChunk } from "./http.ts";
+export type { PushBlobOptions, PushedBlob } from "./push.ts";
+export type { ByteRange, RangeAbility, RangePiece } from "./ranges.ts";
 export { DEFAULT_RETRY, type RetryPolicy } from "./retry.ts";

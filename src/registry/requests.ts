@@ -1,8 +1,8 @@
 /**
- * GET requests to an endpoint of a registry: scheme, redirects, authorization, and what a status means. One request, no
+ * Requests to an endpoint of a registry: scheme, redirects, authorization, and what a status means. One request, no
  * repetition but for authorization; repetition is the caller's.
  */
-import { Authorizer, loginHint, type Target } from "./auth.ts";
+import { type Access, Authorizer, loginHint, type Target } from "./auth.ts";
 import { CredentialStore } from "./credentials.ts";
 import type { RegistryEvent } from "./events.ts";
 import { Failure, printable } from "./failure.ts";
@@ -24,6 +24,17 @@ export interface GetOptions {
   readonly signal?: AbortSignal;
 }
 
+export interface SendOptions extends GetOptions {
+  readonly method: HttpRequest["method"];
+  /** What the request needs; "pull" unless given. */
+  readonly access?: Access;
+  readonly body?: Uint8Array;
+  readonly answerTimeoutMs?: number;
+  /** Statuses with which it resolves. */
+  readonly accepts: readonly number[];
+}
+
+const PULL: Access = { actions: "pull" };
 /** As many as Go's net/http follows. */
 const MAX_REDIRECTS = 10;
 /** A renewed token, and once more for one that another request renewed meanwhile. */
@@ -59,12 +70,24 @@ export class Requests {
    * reads or discards. Any other answer is a Failure with its `status`.
    */
   async get(endpoint: Endpoint, path: string, options: GetOptions): Promise<HttpResponse> {
+    return await this.send(endpoint, path, { ...options, method: "GET", accepts: [200, 206] });
+  }
+
+  /**
+   * As `get`, with any method and the statuses it may end with. `place` is a path below the endpoint's API root, or the
+   * full address that the endpoint has given out for an upload. An address on another origin gets neither credentials
+   * nor configured headers, and a 401 there is final: a registry must not make us log in at a host of its choice.
+   */
+  async send(endpoint: Endpoint, place: string | URL, options: SendOptions): Promise<HttpResponse> {
+    if (typeof place !== "string") return await this.#authorized(endpoint, place, options);
+    const path = place;
     const known = this.#schemes.get(endpoint.host);
     if (endpoint.scheme !== "https-or-http" || known !== undefined) {
-      return await this.#authorized(endpoint, known ?? (endpoint.scheme as "https" | "http"), path, options);
+      const scheme = known ?? (endpoint.scheme as "https" | "http");
+      return await this.#authorized(endpoint, urlOf(endpoint, scheme, path), options);
     }
     try {
-      const response = await this.#authorized(endpoint, "https", path, options);
+      const response = await this.#authorized(endpoint, urlOf(endpoint, "https", path), options);
       this.#schemes.set(endpoint.host, "https");
       return response;
     } catch (error) {
@@ -74,41 +97,44 @@ export class Requests {
         throw error;
       }
     }
-    const response = await this.#authorized(endpoint, "http", path, options);
+    const response = await this.#authorized(endpoint, urlOf(endpoint, "http", path), options);
     // a TLS server answers plain HTTP with 400, which is a Failure: only what it served tells
     this.#schemes.set(endpoint.host, "http");
     return response;
   }
 
-  async #authorized(
-    endpoint: Endpoint,
-    scheme: "https" | "http",
-    path: string,
-    options: GetOptions,
-  ): Promise<HttpResponse> {
-    const url = new URL(`${scheme}://${endpoint.host}${endpoint.path}${path}`);
-    if (endpoint.namespace !== undefined) url.searchParams.set("ns", endpoint.namespace);
-    const target: Target = { origin: url, repository: options.repository, tls: endpoint.tls };
-    const { signal } = options;
-    let authorization = await this.#authorizer.find(target, signal);
+  async #authorized(endpoint: Endpoint, url: URL, options: SendOptions): Promise<HttpResponse> {
+    const scheme = endpoint.scheme === "https-or-http" ? this.#schemes.get(endpoint.host) : endpoint.scheme;
+    const sameHost = url.host === new URL(`${url.protocol}//${endpoint.host}`).host;
+    const own = sameHost && (url.protocol === "https:" || scheme !== "https");
+    const target: Target = {
+      origin: url,
+      repository: options.repository,
+      access: options.access ?? PULL,
+      tls: endpoint.tls,
+    };
+    const { signal, body, answerTimeoutMs } = options;
+    let authorization = own ? await this.#authorizer.find(target, signal) : undefined;
     for (let challenges = 0; ; challenges++) {
       const response = await this.#follow(
         {
-          method: "GET",
+          method: options.method,
           url,
           headers: {
-            ...endpoint.headers,
+            ...(own ? endpoint.headers : {}),
             ...options.headers,
             ...(authorization === undefined ? {} : { authorization }),
           },
-          tls: endpoint.tls,
+          tls: own ? endpoint.tls : strangerTls(endpoint.tls),
           ...(endpoint.connectTimeoutMs === undefined ? {} : { connectTimeoutMs: endpoint.connectTimeoutMs }),
+          ...(body === undefined ? {} : { body }),
+          ...(answerTimeoutMs === undefined ? {} : { answerTimeoutMs }),
           ...(signal === undefined ? {} : { signal }),
         },
         endpoint,
       );
-      if (response.status === 200 || response.status === 206) return await checkEncoding(response);
-      const redirected = response.url.origin !== url.origin;
+      if (options.accepts.includes(response.status)) return await checkEncoding(response);
+      const redirected = !own || response.url.origin !== url.origin;
       if (response.status !== 401 || redirected || challenges >= MAX_CHALLENGES) {
         throw await this.#failureOf(response, url, authorization, redirected);
       }
@@ -143,7 +169,9 @@ export class Requests {
         status: response.status,
         durationMs: performance.now() - started,
       });
-      if (request.method !== "GET" || ![301, 302, 303, 307, 308].includes(response.status)) return response;
+      if (!isRedirect(request.method, response.status) || (request.method === "POST" && endpoint === undefined)) {
+        return response; // a token server's answer to a password is not followed
+      }
       const next = URL.parse(response.header("location") ?? "", url);
       await response.discard();
       if (next === null || !/^https?:$/.test(next.protocol) || next.username !== "" || next.password !== "") {
@@ -231,6 +259,18 @@ async function checkEncoding(response: HttpResponse): Promise<HttpResponse> {
     response.url.host,
     `it sends Content-Encoding ${printable(encoding, 40)} where none was asked for`,
   );
+}
+
+/** RFC 9110 section 15.4: 307 and 308 ask for the same method and body again, the others for a GET. */
+function isRedirect(method: HttpRequest["method"], status: number): boolean {
+  if (status === 307 || status === 308) return method !== "DELETE";
+  return (method === "GET" || method === "HEAD") && [301, 302, 303].includes(status);
+}
+
+function urlOf(endpoint: Endpoint, scheme: "https" | "http", path: string): URL {
+  const url = new URL(`${scheme}://${endpoint.host}${endpoint.path}${path}`);
+  if (endpoint.namespace !== undefined) url.searchParams.set("ns", endpoint.namespace);
+  return url;
 }
 
 /** What may go to any host. */
