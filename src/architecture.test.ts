@@ -58,6 +58,10 @@ const MODULES: Readonly<Record<string, Rule>> = {
   oci: { modules: BASE, packages: ["node:crypto"], pure: true },
   // formats/compression: isal.ts implements its InflateBackend with a library of the machine.
   sys: { modules: [...BASE, "formats/compression"], packages: ["node:*", "koffi"] },
+  rpc: {
+    modules: ["errors", "async", "sys"],
+    packages: ["@grpc/grpc-js", "protobufjs", "node:net", "node:url"],
+  },
   registry: {
     modules: [...BASE, "oci", "sys"],
     packages: [
@@ -90,6 +94,10 @@ const MODULES: Readonly<Record<string, Rule>> = {
     modules: [...BASE, ...ALL_FORMATS, "oci", "sys", "store"],
     packages: ["node:path", "node:crypto", "node:timers/promises"],
   },
+  "snapshotter/remote": {
+    modules: [...BASE, "oci", "sys", "registry", "store", "images", "snapshotter"],
+    packages: [],
+  },
   demo: {
     modules: [...BASE, ...ALL_FORMATS, "oci", "sys", "registry", "archives", "server", "store", "images"],
     packages: ["node:path", "node:os", "node:crypto", "node:zlib"],
@@ -119,8 +127,9 @@ const PUBLIC_FILES: Readonly<Record<string, string>> = {
   "formats/layer-index/overlay.ts": "the overlay marks: whoever asks for them has an index, and no builder",
   "sys/isal.ts": "the workers that inflate load that library, nothing else does",
   // images/ has a door for each operation, so that a command loads what it needs: half of the time of a short one is loading.
-  "images/origin.ts": "pull, load, demo",
-  "images/pull.ts": "pull, load, demo",
+  "images/origin.ts": "pull, load, demo, remote layers",
+  "images/pull.ts": "pull, load, demo, remote layers",
+  "images/layer-fetcher.ts": "remote layers: one layer of an image at a time",
   "images/find.ts": "all that name an image",
   "images/mount.ts": "mount, umount, gc, demo",
   "images/files.ts": "ls, cat, stat, diff, demo",

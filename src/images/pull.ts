@@ -128,8 +128,8 @@ function choosePreferred(records: readonly ManifestRecord[], platform: Platform)
   return records.find((record) => record.platform === formatPlatform(platform));
 }
 
-/** The manifests that are wanted of what the name leads to. */
-async function openManifests(
+/** The manifests that are wanted of what the name leads to, through any indexes; their documents are verified. */
+export async function openManifests(
   origin: Origin,
   target: Document | undefined,
   options: PullOptions,

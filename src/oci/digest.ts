@@ -112,11 +112,7 @@ export function verifyDigest(bytes: Uint8Array, digest: Digest, what: string): v
  */
 export function chainIds(diffIds: readonly DiffId[]): ChainId[] {
   const chain: ChainId[] = [];
-  for (const diffId of diffIds) {
-    const below = chain.at(-1);
-    const id: string = below === undefined ? diffId : digestOf(`${below} ${diffId}`);
-    chain.push(id as ChainId);
-  }
+  for (const diffId of diffIds) chain.push(extendChain(chain.at(-1), diffId));
   return chain;
 }
 
@@ -125,6 +121,12 @@ export function chainIdOf(diffIds: readonly DiffId[]): ChainId {
   const last = chainIds(diffIds).at(-1);
   if (last === undefined) throw new RangeError("a stack of no layers has no chain id");
   return last;
+}
+
+/** The chain id of one more layer on top of `parent`; undefined is the empty stack. */
+export function extendChain(parent: ChainId | undefined, diffId: DiffId): ChainId {
+  if (parent === undefined) return diffId as string as ChainId;
+  return digestOf(`${parent} ${diffId}`) as string as ChainId;
 }
 
 function isAlgorithm(text: string): text is DigestAlgorithm {

@@ -64,6 +64,7 @@ const SCHEMA = `
     seen_at    INTEGER NOT NULL,
     PRIMARY KEY (diff_id, location)
   ) STRICT, WITHOUT ROWID;
+  CREATE INDEX sources_by_digest ON sources (digest);
 
   -- What a layer's tar becomes under an encoder; a cache for manifests that name compressed layers.
   CREATE TABLE encodings (
@@ -147,6 +148,40 @@ const SCHEMA = `
     namespace  TEXT NOT NULL,           -- mount namespace
     created_at INTEGER NOT NULL
   ) STRICT, WITHOUT ROWID;
+
+  -- Snapshots of containerd. Content: the layer, if there is one, and above it the directory, if there is one.
+  CREATE TABLE snapshots (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT, -- snapshots/<id>; never used twice
+    name       TEXT NOT NULL UNIQUE,    -- of a committed one; the key of an active one or a view
+    parent     INTEGER REFERENCES snapshots (id),
+    kind       TEXT NOT NULL,           -- 'active', 'view' or 'committed'
+    labels     TEXT NOT NULL,           -- JSON
+    ref        TEXT,                    -- label containerd.io/snapshot.ref
+    created_at INTEGER NOT NULL,        -- ns since the epoch: read as text, a JS number can't hold it
+    updated_at INTEGER NOT NULL,
+    diff_id    TEXT,                    -- layer
+    exact      INTEGER NOT NULL,        -- 1: that is the image's own layer; 0: one that shale made of a directory
+    directory  INTEGER NOT NULL,        -- 1: snapshots/<id> has content, or is there for content to come
+    bases      TEXT,                    -- JSON, of active ones and views: what was given out to mount, uppermost first
+    options    TEXT,                    -- JSON, of the same: further mount options that were given out
+    mapping    TEXT,                    -- of the same: user ids as seen inside, or NULL
+    size       INTEGER,                 -- of a committed one: bytes on disk, NULL until it has been measured
+    inodes     INTEGER,
+    boot       TEXT                     -- boot of the last change to the directory that may be lost by a power cut, or NULL
+  ) STRICT;
+  CREATE INDEX snapshots_by_parent ON snapshots (parent);
+  CREATE INDEX snapshots_by_ref ON snapshots (ref) WHERE ref IS NOT NULL;
+  CREATE INDEX snapshots_by_diff_id ON snapshots (diff_id) WHERE diff_id IS NOT NULL;
+  CREATE INDEX snapshots_in_use ON snapshots (id) WHERE bases IS NOT NULL;
+  CREATE INDEX snapshots_to_do ON snapshots (id) WHERE kind = 'committed' AND directory = 1;
+
+  -- Mounts below mounts/ that snapshots stand on, each shared by all that show the same.
+  CREATE TABLE host_mounts (
+    id       INTEGER PRIMARY KEY AUTOINCREMENT, -- mounts/<id>; never used twice
+    what     TEXT NOT NULL UNIQUE,      -- JSON, see host-mounts.ts
+    diff_ids TEXT NOT NULL,             -- JSON, lowest first: kept in the store
+    chain_id TEXT                       -- of a merged image, which is kept too
+  ) STRICT;
 
   CREATE TABLE payloads (
     digest BLOB PRIMARY KEY,

@@ -197,7 +197,8 @@ function addDocument({ database }: StoreContext, { digest, mediaType, bytes }: D
   );
 }
 
-function addManifest({ database }: StoreContext, record: ManifestRecord, source: string, now: number): void {
+function addManifest(context: StoreContext, record: ManifestRecord, source: string, now: number): void {
+  const { database } = context;
   const added = database.run(
     "INSERT OR IGNORE INTO manifests (digest, config, platform, chain_id) VALUES (?, ?, ?, ?)",
     record.digest,
@@ -220,16 +221,7 @@ function addManifest({ database }: StoreContext, record: ManifestRecord, source:
         size,
       );
     }
-    database.run(
-      `INSERT INTO sources (diff_id, location, digest, media_type, size, seen_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-         ON CONFLICT (diff_id, location) DO UPDATE SET digest = ?3, media_type = ?4, size = ?5, seen_at = ?6`,
-      diffId,
-      source,
-      digest,
-      mediaType,
-      size,
-      now,
-    );
+    recordSource(context, diffId, { location: source, digest, mediaType, size }, now);
   }
 }
 
@@ -281,6 +273,35 @@ export function sourcesOf({ database }: StoreContext, diffId: DiffId): LayerSour
     mediaType: String(row.media_type),
     size: Number(row.size),
   }));
+}
+
+/** Remembers where a layer was seen, under which digest; forgotten with the layer. The caller has verified that they belong together. */
+export function recordSource({ database }: StoreContext, diffId: DiffId, source: LayerSource, now = Date.now()): void {
+  database.run(
+    `INSERT INTO sources (diff_id, location, digest, media_type, size, seen_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+       ON CONFLICT (diff_id, location) DO UPDATE SET digest = ?3, media_type = ?4, size = ?5, seen_at = ?6`,
+    diffId,
+    source.location,
+    source.digest,
+    source.mediaType,
+    source.size,
+    now,
+  );
+}
+
+/**
+ * DiffIds of the layers in sight that came out of a blob with this digest. One blob has one diffId, so there is one at most
+ * for blobs that were verified; a list, because older records may name a layer that was never fetched by that digest.
+ */
+export function diffIdsOfBlob({ database }: StoreContext, digest: Digest): DiffId[] {
+  return database
+    .all(
+      `SELECT DISTINCT sources.diff_id FROM sources
+         JOIN layers ON layers.diff_id = sources.diff_id AND layers.condemned IS NULL AND layers.damage IS NULL
+       WHERE sources.digest = ?`,
+      digest,
+    )
+    .map((row) => String(row.diff_id) as DiffId);
 }
 
 export function manifestRecord(

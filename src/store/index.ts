@@ -154,6 +154,10 @@ export class Store implements AsyncDisposable {
   sourcesOf(diffId: DiffId): images.LayerSource[] {
     return images.sourcesOf(this.#context, diffId);
   }
+  /** Layers in sight that came out of a blob with this digest: what a registry calls them. */
+  diffIdsOfBlob(digest: Digest): DiffId[] {
+    return images.diffIdsOfBlob(this.#context, digest);
+  }
   findEncoding(diffId: DiffId, encoder: string): encodings.Encoding | undefined {
     return encodings.findEncoding(this.#context, diffId, encoder);
   }
@@ -296,6 +300,10 @@ export class StoreOperation implements Disposable {
     return openTar(this.#context, layer);
   }
 
+  /** Remembers where a layer was seen, for a repair and for `diffIdsOfBlob`. `digest` and `diffId` were verified together. */
+  recordSource(diffId: DiffId, source: images.LayerSource): void {
+    images.recordSource(this.#context, diffId, source);
+  }
   /** Remembers what a layer becomes under an encoder; it is forgotten with the layer. */
   recordEncoding(encoding: encodings.Encoding): void {
     encodings.recordEncoding(this.#context, encoding);
