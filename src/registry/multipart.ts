@@ -47,6 +47,7 @@ export async function* readMultipart(
   let state: "boundary" | "head" | "data" = "boundary";
   let line = "";
   let lines = 0;
+  let behindPart = false;
   let part: RangePart | undefined;
   let at = 0;
   let end = 0;
@@ -58,7 +59,10 @@ export async function* readMultipart(
         yield { offset: at, bytes: chunk.subarray(from, from + count) };
         at += count;
         from += count;
-        if (at === end) state = "boundary";
+        if (at === end) {
+          state = "boundary";
+          behindPart = true;
+        }
         continue;
       }
       const newline = chunk.indexOf(0x0a, from);
@@ -67,7 +71,8 @@ export async function* readMultipart(
       from = stop;
       if (line.length > LINE_LIMIT) throw bad(`a line of more than ${LINE_LIMIT} bytes`);
       if (newline < 0) continue;
-      const text = line.replace(/\r?\n$/, "");
+      const ending = line.endsWith("\r\n") ? 2 : 1;
+      const text = line.slice(0, -ending);
       line = "";
       if (state === "boundary") {
         const trimmed = text.trimEnd();
@@ -76,9 +81,10 @@ export async function* readMultipart(
           state = "head";
           lines = 0;
           part = undefined;
-        } else if (text !== "" && end > 0) {
-          throw bad(`"${printable(text, 40)}" where a boundary belongs`); // a part longer than its Content-Range
+        } else if (behindPart && (text !== "" || ending !== 2)) {
+          throw bad(`"${printable(text, 40)}" where a part should have ended`); // not as long as its Content-Range says
         }
+        behindPart = false;
         continue;
       }
       if (text === "") {
