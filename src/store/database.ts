@@ -164,7 +164,6 @@ const SCHEMA = `
     directory  INTEGER NOT NULL,        -- 1: snapshots/<id> has content, or is there for content to come
     bases      TEXT,                    -- JSON, of active ones and views: what was given out to mount, uppermost first
     options    TEXT,                    -- JSON, of the same: further mount options that were given out
-    mapping    TEXT,                    -- of the same: user ids as seen inside, or NULL
     size       INTEGER,                 -- of a committed one: bytes on disk, NULL until it has been measured
     inodes     INTEGER,
     boot       TEXT                     -- boot of the last change to the directory that may be lost by a power cut, or NULL

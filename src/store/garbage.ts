@@ -34,6 +34,7 @@ import { staleDownloads } from "./downloads.ts";
 import { indexPayload, unindexBlobs } from "./layers.ts";
 import { currentEpoch, type Lease, livingLeases, recoverStaging } from "./leases.ts";
 import { type BlobUsers, deadRanges, findBlobUsers, forEachExtent } from "./liveness.ts";
+import { snapshotRoots } from "./snapshots.ts";
 
 export interface GarbageItem {
   readonly kind: "layer" | "merged image" | "blob" | "blob ranges" | "download" | "staging" | "export";
@@ -51,9 +52,10 @@ export interface GarbageReport {
   readonly postponed: readonly GarbageItem[];
 }
 
-/** Chains that must stay, as lists of diffIds. */
-function liveDiffIds({ database }: StoreContext): Set<string> {
-  const live = new Set<string>();
+/** Layers that must stay. */
+function liveDiffIds(context: StoreContext): Set<string> {
+  const { database } = context;
+  const live = new Set(snapshotRoots(context).diffIds);
   const rows = database.all(
     "SELECT DISTINCT diff_id FROM manifest_layers WHERE manifest IN (SELECT manifest FROM image_manifests)",
   );
@@ -64,12 +66,13 @@ function liveDiffIds({ database }: StoreContext): Set<string> {
   return live;
 }
 
-function liveChains({ database }: StoreContext): Set<string> {
+function liveChains(context: StoreContext): Set<string> {
+  const { database } = context;
   const rows = database.all(
     `SELECT chain_id FROM manifests WHERE digest IN (SELECT manifest FROM image_manifests)
      UNION SELECT chain_id FROM mounts`,
   );
-  return new Set(rows.map((row) => String(row.chain_id)));
+  return new Set([...rows.map((row) => String(row.chain_id)), ...snapshotRoots(context).chainIds]);
 }
 
 interface Dead {

@@ -31,6 +31,8 @@ import { Layout } from "./layout.ts";
 import { Lease, recoverFromReboot, recoverStaging } from "./leases.ts";
 import * as mountRecords from "./mount-records.ts";
 import { Reserve } from "./reserve.ts";
+import { SnapshotRegister } from "./snapshot-register.ts";
+import * as snapshots from "./snapshots.ts";
 import { type ImageSummary, imagesOfLayers, summarizeImages } from "./summaries.ts";
 import {
   getLayer,
@@ -49,12 +51,20 @@ export type { CheckOptions, CheckReport, Finding } from "./check.ts";
 export type { Download } from "./downloads.ts";
 export type { Encoding } from "./encodings.ts";
 export type { GarbageItem, GarbageReport } from "./garbage.ts";
+export type { HostMount, HostMountRegister } from "./host-mounts.ts";
 export type { Document, ImageRecord, LayerSource, ManifestLayer, ManifestRecord, NewImage } from "./images.ts";
 export { manifestRecord } from "./images.ts";
 export type { FeedSource, IngestResult } from "./ingest/protocol.ts";
 export type { LayerRecord } from "./layers.ts";
 export { LIMITS as STORE_LIMITS } from "./limits.ts";
 export type { MountRecord } from "./mount-records.ts";
+export { alreadyExists, type NewSnapshot, notFound, SnapshotRegister } from "./snapshot-register.ts";
+export {
+  REF_LABEL,
+  type SnapshotKind,
+  type SnapshotRecord,
+  type SnapshotSelection,
+} from "./snapshots.ts";
 export type { ImageSummary } from "./summaries.ts";
 export type { ImageFiles, LayerTar, OpenTree, StoredPayload } from "./trees.ts";
 export type { ImageUsage, LayerUsage, Usage, UsageNumbers } from "./usage.ts";
@@ -174,6 +184,13 @@ export class Store implements AsyncDisposable {
   findMount(target: string): mountRecords.MountRecord | undefined {
     return mountRecords.findMountRecord(this.#context, target);
   }
+  /** Snapshots of containerd, by rising id. */
+  listSnapshots(selection: snapshots.SnapshotSelection = {}): Iterable<snapshots.SnapshotRecord> {
+    return snapshots.listSnapshots(this.#context, selection);
+  }
+  countSnapshots(): Readonly<Record<snapshots.SnapshotKind, number>> {
+    return snapshots.countSnapshots(this.#context);
+  }
   measureUsage(): Usage {
     return measureUsage(this.#context);
   }
@@ -188,6 +205,11 @@ export class Store implements AsyncDisposable {
   }
   forgetMount(target: string): void {
     this.#reserve.run(() => mountRecords.forgetMount(this.#context, target));
+  }
+
+  /** Becomes the one that makes and removes snapshots; FAILED_PRECONDITION, naming the process, while another one is. */
+  openSnapshots(): SnapshotRegister {
+    return this.#reserve.run(() => SnapshotRegister.open(this.#context));
   }
 
   /** Starts worker threads before the first ingest, so that their start overlaps with other waiting. */

@@ -39,6 +39,14 @@ export class Layout {
   get mounts(): string {
     return join(this.root, "mounts");
   }
+  /** Directories of containerd's snapshots, each named by a number of ours: names stay short for the kernel's option limit. */
+  get snapshots(): string {
+    return join(this.root, "snapshots");
+  }
+  /** Held by the one process that makes and removes snapshots. */
+  get snapshotterLock(): string {
+    return join(this.root, "snapshotter.lock");
+  }
   get garbageLock(): string {
     return join(this.root, "gc.lock");
   }
@@ -62,6 +70,12 @@ export class Layout {
   mergedImage(id: string): string {
     return join(this.root, "merged", id);
   }
+  snapshot(id: number): string {
+    return join(this.root, "snapshots", String(id));
+  }
+  hostMount(id: number): string {
+    return join(this.root, "mounts", String(id));
+  }
   lease(id: string): string {
     return join(this.root, "leases", id);
   }
@@ -84,6 +98,7 @@ export class Layout {
       this.downloads,
       this.quarantine,
       this.mounts,
+      this.snapshots,
     ];
   }
 }
