@@ -1,7 +1,8 @@
 /**
- * Bytes: random-access sources, byte strings, hexadecimal and CRC-32C. Pure; knows no format and no file.
+ * Bytes: random-access sources, byte strings, sets of ranges, hexadecimal and CRC-32C. Pure; knows no format and no file.
  */
 export { crc32c } from "./crc32c.ts";
+export { type ByteRange, RangeSet } from "./range-set.ts";
 export * from "./struct.ts";
 
 /**

@@ -1,3 +1,4 @@
+import type { ByteRange } from "../bytes/index.ts";
 import { ShaleError } from "../errors/index.ts";
 import {
   type Descriptor,
@@ -17,7 +18,7 @@ import { explain, Failure } from "./failure.ts";
 import { type Endpoint, loadEndpoints } from "./hosts.ts";
 import { type HttpResponse, Transport } from "./http.ts";
 import { type PushBlobOptions, type PushedBlob, pushBlob, pushManifest } from "./push.ts";
-import { type RangeAbilities, type RangeAbility, type ByteRange, type RangePiece, readRanges } from "./ranges.ts";
+import { type RangeAbilities, type RangeAbility, type RangePiece, readRanges } from "./ranges.ts";
 import { Requests } from "./requests.ts";
 import { DEFAULT_RETRY, type RetryPolicy, withRetries } from "./retry.ts";
 

@@ -12,5 +12,5 @@ export { DEFAULT_HOSTS_DIRS, RegistryClient, type RegistryOptions, type Resolved
 export type { RegistryEvent } from "./events.ts";
 export { releaseChunk } from "./http.ts";
 export type { PushBlobOptions, PushedBlob } from "./push.ts";
-export type { ByteRange, RangeAbility, RangePiece } from "./ranges.ts";
+export type { RangeAbility, RangePiece } from "./ranges.ts";
 export { DEFAULT_RETRY, type RetryPolicy } from "./retry.ts";

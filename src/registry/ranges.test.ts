@@ -1,11 +1,10 @@
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import fc from "fast-check";
+import type { ByteRange } from "../bytes/index.ts";
 import { ShaleError } from "../errors/index.ts";
 import { parseReference } from "../oci/index.ts";
-import type { ByteRange } from "./index.ts";
 import { findBoundary, readMultipart } from "./multipart.ts";
-import { MissingRanges } from "./ranges.ts";
 import { startDockerRegistry } from "./testing/docker-registry.ts";
 import { descriptorOf, referenceTo, someBytes, temporaryDirectory, testClient } from "./testing/fixtures.ts";
 import { type AskedRange, byCount, type PartsOptions, parts } from "./testing/parts.ts";
@@ -184,34 +183,6 @@ describe("RegistryClient.openRanges()", () => {
 async function* oneChunk(bytes: Uint8Array): AsyncGenerator<Uint8Array> {
   yield bytes;
 }
-
-describe("MissingRanges", () => {
-  test("has what was not removed, for any order of removals", () => {
-    const range = fc.tuple(fc.nat(200), fc.integer({ min: 1, max: 40 }));
-    fc.assert(
-      fc.property(fc.array(range, { maxLength: 12 }), fc.array(range, { maxLength: 30 }), (wanted, removed) => {
-        const model = new Set<number>();
-        const list: ByteRange[] = [];
-        let free = 0;
-        for (const [gap, length] of wanted) {
-          list.push({ offset: free + gap + 1, end: free + gap + 1 + length });
-          free = list.at(-1)!.end;
-        }
-        for (const { offset, end } of list) for (let at = offset; at < end; at++) model.add(at);
-        const missing = new MissingRanges(list);
-        for (const [offset, length] of removed) {
-          missing.remove(offset, offset + length);
-          for (let at = offset; at < offset + length; at++) model.delete(at);
-        }
-        const rest = new Set<number>();
-        for (const { offset, end } of missing.first(1e9, 1e9)) for (let at = offset; at < end; at++) rest.add(at);
-        assert.deepEqual([...rest].sort(byValue), [...model].sort(byValue));
-        assert.equal(missing.size, model.size);
-        assert.equal(missing.isEmpty, model.size === 0);
-      }),
-    );
-  });
-});
 
 const byValue = (a: number, b: number) => a - b;
 

@@ -4,6 +4,7 @@
  * docs/partial.md. What was learned about a host is remembered for as long as the client lives.
  */
 import { delay } from "../async/index.ts";
+import { type ByteRange, RangeSet } from "../bytes/index.ts";
 import type { Descriptor } from "../oci/index.ts";
 import type { RegistryEvent } from "./events.ts";
 import { explain, Failure, printable } from "./failure.ts";
@@ -12,12 +13,6 @@ import type { HttpResponse } from "./http.ts";
 import { findBoundary, parseContentRange, readMultipart } from "./multipart.ts";
 import type { Requests } from "./requests.ts";
 import { Retries, type RetryPolicy } from "./retry.ts";
-
-/** Half-open. */
-export interface ByteRange {
-  readonly offset: number;
-  readonly end: number;
-}
 
 export interface RangePiece {
   /** Of `bytes` in the blob. */
@@ -67,7 +62,7 @@ export async function* readRanges(
 ): AsyncGenerator<RangePiece, void, void> {
   const failures: Failure[] = [];
   const retries = new Retries(policy);
-  const missing = new MissingRanges(read.ranges);
+  const missing = new RangeSet(read.ranges);
   let current = 0;
   while (!missing.isEmpty) {
     const endpoint = read.endpoints[current];
@@ -118,11 +113,11 @@ async function* readOnce(
   read: RangesRead,
   requests: Requests,
   endpoint: Endpoint,
-  missing: MissingRanges,
+  missing: RangeSet,
   ability: RangeAbility,
 ): AsyncGenerator<RangePiece, void, void> {
   const { descriptor, repository, abilities, signal } = read;
-  const asked = ability === "none" ? [] : missing.first(ability === "one" ? 1 : RANGES_LIMIT, RANGE_HEADER_LIMIT);
+  const asked = ability === "none" ? [] : firstOf(missing, ability === "one" ? 1 : RANGES_LIMIT, RANGE_HEADER_LIMIT);
   const header = asked.map(({ offset, end }) => `${offset}-${end - 1}`).join(",");
   const response = await requests.get(endpoint, `/${repository}/blobs/${descriptor.digest}`, {
     repository,
@@ -178,7 +173,7 @@ async function* readPart(response: HttpResponse, part: ByteRange): AsyncGenerato
 async function* readWhole(
   response: HttpResponse,
   size: number,
-  missing: MissingRanges,
+  missing: RangeSet,
 ): AsyncGenerator<RangePiece, void, void> {
   const announced = response.header("content-length");
   if (announced !== undefined && Number(announced) !== size) {
@@ -207,61 +202,14 @@ function simplify(abilities: RangeAbilities, host: string): boolean {
   return true;
 }
 
-/** Ranges that have not come yet, rising; whatever comes is taken out. */
-export class MissingRanges {
-  #ranges: { offset: number; end: number }[];
-  #size: number;
-
-  constructor(ranges: readonly ByteRange[]) {
-    this.#ranges = ranges.map(({ offset, end }) => ({ offset, end }));
-    this.#size = ranges.reduce((sum, { offset, end }) => sum + end - offset, 0);
+/** Those at the front that fit a header of `length` bytes, at most `count`, at least one. */
+function firstOf(missing: RangeSet, count: number, length: number): readonly ByteRange[] {
+  const list: ByteRange[] = [];
+  let used = "bytes=".length;
+  for (const range of missing) {
+    used += `${range.offset}-${range.end - 1},`.length;
+    if (list.length === count || (list.length > 0 && used > length)) break;
+    list.push(range);
   }
-
-  get isEmpty(): boolean {
-    return this.#ranges.length === 0;
-  }
-
-  /** Bytes. */
-  get size(): number {
-    return this.#size;
-  }
-
-  remove(offset: number, end: number): void {
-    let at = this.#find(offset);
-    while (at < this.#ranges.length && this.#ranges[at]!.offset < end) {
-      const range = this.#ranges[at]!;
-      const from = Math.max(range.offset, offset);
-      const to = Math.min(range.end, end);
-      this.#size -= to - from;
-      const rest: { offset: number; end: number }[] = [];
-      if (range.offset < from) rest.push({ offset: range.offset, end: from });
-      if (to < range.end) rest.push({ offset: to, end: range.end });
-      this.#ranges.splice(at, 1, ...rest);
-      at += rest.length;
-    }
-  }
-
-  /** Those at the front that fit a header of `length` bytes, at most `count`, at least one. */
-  first(count: number, length: number): readonly ByteRange[] {
-    const list: ByteRange[] = [];
-    let used = "bytes=".length;
-    for (const range of this.#ranges) {
-      used += `${range.offset}-${range.end - 1},`.length;
-      if (list.length === count || (list.length > 0 && used > length)) break;
-      list.push({ ...range });
-    }
-    return list;
-  }
-
-  /** The first range that ends behind `offset`. */
-  #find(offset: number): number {
-    let low = 0;
-    let high = this.#ranges.length;
-    while (low < high) {
-      const middle = (low + high) >>> 1;
-      if (this.#ranges[middle]!.end <= offset) low = middle + 1;
-      else high = middle;
-    }
-    return low;
-  }
+  return list;
 }
