@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import { readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import fc from "fast-check";
@@ -59,23 +59,6 @@ test("linkIfAbsent() and renameNoReplace() answer false and change nothing when 
     assert.equal(files.renameNoReplace(a, b), false);
     assert.equal(files.renameNoReplace(a, c), true);
     assert.throws(() => files.renameNoReplace(a, c), { code: "ENOENT" });
-  }));
-
-test("removeTree() removes files and directories, not what symlinks lead to, and is false for nothing", () =>
-  withTemporaryDirectory((directory) => {
-    const tree = join(directory, "tree");
-    mkdirSync(join(tree, "a/b/c"), { recursive: true });
-    mkdirSync(join(directory, "outside"));
-    writeFileSync(join(directory, "outside/kept"), "");
-    symlinkSync(join(directory, "outside"), join(tree, "a/link"));
-    writeFileSync(join(tree, "a/b/file"), "");
-    assert.equal(files.removeTree(tree), true);
-    assert.equal(files.removeTree(tree), false);
-    assert.deepEqual(
-      files.list(directory).map(({ name }) => name),
-      ["outside"],
-    );
-    assert.equal(files.list(join(directory, "outside")).length, 1);
   }));
 
 test("ensureDirectory() creates all missing parents, accepts an existing one, and refuses a file in the way", () =>

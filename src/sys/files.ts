@@ -6,7 +6,7 @@
  * for content and size, `syncDirectory` for names. Errors are Node's system errors, unchanged.
  */
 import * as fs from "node:fs";
-import { dirname, join } from "node:path";
+import { dirname } from "node:path";
 import { errnoOf, ShaleError } from "../errors/index.ts";
 import { effect, observed } from "./effects.ts";
 import {
@@ -162,25 +162,6 @@ export function unlink(path: string): boolean {
 /** Removes an empty directory; false when there was none. */
 export function removeDirectory(path: string): boolean {
   return effect("rmdir", path, () => unlessAbsent(() => fs.rmdirSync(path)));
-}
-
-/**
- * Removes a file, or a directory with all below it, following no symlink; false when there was nothing. Names that another
- * process removes at the same time are fine; names that it adds make it fail with ENOTEMPTY. Does not cross into mounts:
- * a mount point inside fails with EBUSY.
- */
-export function removeTree(path: string): boolean {
-  try {
-    return unlink(path);
-  } catch (error) {
-    if (errnoOf(error) !== "EISDIR") throw error; // Linux answers EISDIR for a directory, where POSIX has EPERM
-  }
-  for (const entry of list(path)) {
-    const child = join(path, entry.name);
-    if (entry.kind === "directory") removeTree(child);
-    else unlink(child);
-  }
-  return removeDirectory(path);
 }
 
 function unlessAbsent(run: () => void): boolean {

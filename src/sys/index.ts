@@ -5,6 +5,7 @@
  * Guarantees: errors of the system keep Node's shape and `code`, whether Node or koffi made the call. Importing this loads
  * no native code. Every operation that the store's durability rests on is an effect.
  */
+export * from "./clock.ts";
 export * from "./copy.ts";
 export * from "./data-ranges.ts";
 export {
@@ -27,6 +28,8 @@ export * from "./loop.ts";
 export * from "./mount-info.ts";
 export * from "./mounts.ts";
 export * from "./process.ts";
+export * from "./remove-tree.ts";
 export * from "./sync-file-system.ts";
 export { type SystemError, systemError } from "./system-error.ts";
+export * from "./user-namespace.ts";
 export * from "./walk.ts";

@@ -345,6 +345,17 @@ export function ioctlNumber(fd: number, request: number, argument: number, sysca
   return call("int ioctl(int, uint64_t, int64_t)", syscall, path, fd, request, argument);
 }
 
+// --- time ------------------------------------------------------------------------------------------------------------
+
+const CLOCK_REALTIME = 0;
+
+/** clock_gettime(CLOCK_REALTIME) in nanoseconds since 1970: Date.now() cuts to milliseconds, hrtime has another origin. */
+export function wallClock(): bigint {
+  const time = new BigInt64Array(2); // struct timespec
+  call("int clock_gettime(int, void *)", "clock_gettime", undefined, CLOCK_REALTIME, time);
+  return time[0]! * 1_000_000_000n + time[1]!;
+}
+
 // --- mounts ----------------------------------------------------------------------------------------------------------
 
 const SYS = {
@@ -439,6 +450,25 @@ export const MS_PRIVATE = 1 << 18;
 export function mountSetAttributes(mountFd: number, set: number, clear: number, propagation = 0): void {
   const AT_EMPTY_PATH = 0x1000;
   const attributes = BigInt64Array.of(BigInt(set), BigInt(clear), BigInt(propagation), 0n); // struct mount_attr
+  call(
+    "int64_t syscall(int64_t, int64_t, const void *, int64_t, void *, int64_t)",
+    "mount_setattr",
+    undefined,
+    SYS.mount_setattr,
+    mountFd,
+    cString("", "mount_setattr"),
+    AT_EMPTY_PATH,
+    attributes,
+    attributes.byteLength,
+  );
+}
+
+const MOUNT_ATTR_IDMAP = 0x00100000;
+
+/** mount_setattr(2) with MOUNT_ATTR_IDMAP on a detached mount's fd. EINVAL where the file system can't; Linux 5.12. */
+export function mountSetIdMap(mountFd: number, userNamespaceFd: number): void {
+  const AT_EMPTY_PATH = 0x1000;
+  const attributes = BigInt64Array.of(BigInt(MOUNT_ATTR_IDMAP), 0n, 0n, BigInt(userNamespaceFd)); // struct mount_attr
   call(
     "int64_t syscall(int64_t, int64_t, const void *, int64_t, void *, int64_t)",
     "mount_setattr",

@@ -19,6 +19,7 @@ import * as libc from "./libc.ts";
 import { attachLoop, type LoopDevice } from "./loop.ts";
 import { findMount } from "./mount-info.ts";
 import { kernelAtLeast } from "./process.ts";
+import type { UserNamespace } from "./user-namespace.ts";
 
 /** A mount that has no place yet, and disappears with `close` or with the process. */
 export interface DetachedMount extends Disposable {
@@ -131,6 +132,8 @@ export interface BindOptions {
   readonly readOnly?: boolean;
   /** Also the mounts below `source`. */
   readonly recursive?: boolean;
+  /** Ids as this namespace has them inside on disk, and outside in the mount; FAILED_PRECONDITION where the file system can't. */
+  readonly mapping?: UserNamespace;
 }
 
 /** A copy of the mount that `source` is in, with `source` as its root. */
@@ -139,6 +142,7 @@ export function openBind(source: string, options: BindOptions = {}): DetachedMou
     const fd = libc.openTreeClone(source, options.recursive);
     const mount = detached(fd, source);
     try {
+      if (options.mapping !== undefined) libc.mountSetIdMap(fd, options.mapping.fd);
       if (options.readOnly) libc.mountSetAttributes(fd, libc.MOUNT_ATTR_RDONLY, 0);
       return mount;
     } catch (error) {

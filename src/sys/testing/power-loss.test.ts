@@ -6,6 +6,7 @@ import fc from "fast-check";
 import { copyRange } from "../copy.ts";
 import { recordDatabaseCommit, recordEffects } from "../effects.ts";
 import * as files from "../files.ts";
+import { removeTree } from "../remove-tree.ts";
 import { withTemporaryDirectory } from "./filesystems.ts";
 import {
   type Choices,
@@ -172,7 +173,7 @@ const cases: readonly {
       mkdirSync(`${root}/d`);
       writeFileSync(`${root}/d/a`, "x");
     },
-    act: (root) => files.removeTree(`${root}/d`),
+    act: (root) => removeTree(`${root}/d`),
     dropped: { "d/": "", "d/a": "x" },
     namesOnly: {},
   },
