@@ -13,7 +13,8 @@ const BUFFER = 1 << 20;
 
 /**
  * Copies `length` bytes; DATA_LOSS when the source ends before. A reflink needs offsets and length in multiples of the
- * block size (4096), or a length that ends at the end of the source. Blocks already there are replaced.
+ * block size (4096), or a length that ends at the end of the source; with `reflink: false` none is tried. Blocks already there
+ * are replaced.
  */
 export function copyRange(
   source: number,
@@ -21,10 +22,14 @@ export function copyRange(
   target: number,
   targetOffset: number,
   length: number,
+  options: { readonly reflink?: boolean } = {},
 ): CopyMethod {
   if (length === 0) return "reflink"; // to FICLONERANGE, 0 means "to the end"
   let done = 0;
-  if (tried(() => effectOnTarget(() => cloneRange(source, sourceOffset, target, targetOffset, length))))
+  if (
+    options.reflink !== false &&
+    tried(() => effectOnTarget(() => cloneRange(source, sourceOffset, target, targetOffset, length)))
+  )
     return "reflink";
   while (done < length) {
     const copied = tried(() =>

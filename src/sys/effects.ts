@@ -26,6 +26,7 @@ import {
   writeSync,
 } from "node:fs";
 import { getEnvironmentData, isMainThread, setEnvironmentData } from "node:worker_threads";
+import { type ByteString, displayBytes } from "../bytes/index.ts";
 import { systemError } from "./system-error.ts";
 
 /** Operations that change something: crash points, recorded. */
@@ -108,6 +109,25 @@ let hooks: Hooks | undefined = fromEnvironment(process.env);
  */
 export function effect<T>(kind: EffectKind, target: string | number, run: () => T, detail?: EffectDetail): T {
   return hooks === undefined ? run() : intercepted(hooks, kind, target, run, detail);
+}
+
+/** As {@link effect} for a name in an open directory; the paths are made only when someone watches. */
+export function effectAt<T>(
+  kind: EffectKind,
+  directory: number,
+  name: ByteString,
+  run: () => T,
+  to?: { readonly directory: number; readonly name: ByteString },
+): T {
+  if (hooks === undefined) return run();
+  const path = (fd: number, last: ByteString) => `${pathOf(fd)}/${displayBytes(last)}`;
+  return intercepted(
+    hooks,
+    kind,
+    path(directory, name),
+    run,
+    to === undefined ? {} : { to: path(to.directory, to.name) },
+  );
 }
 
 /** As {@link effect} for an operation that changes nothing. */

@@ -6,6 +6,7 @@
  * no native code. Every operation that the store's durability rests on is an effect.
  */
 export * from "./clock.ts";
+export * from "./beneath.ts";
 export * from "./copy.ts";
 export * from "./data-ranges.ts";
 export {

@@ -1,5 +1,5 @@
 /**
- * System calls that Node lacks, by koffi: one typed function per call, in this file only.
+ * System calls that Node lacks, by koffi: one typed function per call, in this file and in `libc-at.ts` only.
  *
  * Guarantees: a failed call throws an error shaped like Node's own (`code` "EAGAIN", `errno`, `syscall`, `path`). Calls
  * are synchronous and block the thread. As in Node, errno 95 is named "ENOTSUP", also where man pages say EOPNOTSUPP. koffi (16 ms) is loaded by the first call, not by the import. Paths are UTF-8
@@ -40,8 +40,8 @@ function load(): Library {
   }
 }
 
-/** Calls a libc function; throws when it answers -1. */
-function call(definition: string, syscall: string, path: Path | undefined, ...args: readonly unknown[]): number {
+/** Calls a libc function; throws when it answers -1. For this file and `libc-at.ts`. */
+export function call(definition: string, syscall: string, path: Path | undefined, ...args: readonly unknown[]): number {
   let native = functions.get(definition);
   if (native === undefined) {
     library ??= load();
@@ -195,6 +195,40 @@ export function fadvise(fd: number, offset: number, length: number, advice: numb
   if (errno !== 0) throw systemError(errno, "posix_fadvise");
 }
 
+// --- sockets ---------------------------------------------------------------------------------------------------------
+
+/** sockaddr_un has 108 bytes for a path, unix(7). */
+const SUN_PATH_SIZE = 108;
+
+/**
+ * Sends one datagram to a unix socket; a name that begins with "@" is abstract, as systemd writes it. Node has no datagrams on unix
+ * sockets. ENAMETOOLONG, ECONNREFUSED (nobody reads), ENOENT.
+ */
+export function sendUnixDatagram(name: string, bytes: Uint8Array): void {
+  const [AF_UNIX, SOCK_DGRAM, SOCK_CLOEXEC, MSG_NOSIGNAL] = [1, 2, 0o2000000, 0x4000];
+  const path = Buffer.from(name.startsWith("@") ? `\0${name.slice(1)}` : name);
+  if (path.length >= SUN_PATH_SIZE) throw systemError(36, "sendto", name); // ENAMETOOLONG
+  const address = Buffer.alloc(2 + path.length + (path[0] === 0 ? 0 : 1)); // an abstract name ends with its length, not a NUL
+  new Uint16Array(address.buffer, address.byteOffset, 1)[0] = AF_UNIX;
+  path.copy(address, 2);
+  const fd = call("int socket(int, int, int)", "socket", name, AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+  try {
+    call(
+      "int64_t sendto(int, const void *, size_t, int, const void *, uint32_t)",
+      "sendto",
+      name,
+      fd,
+      bytes,
+      bytes.length,
+      MSG_NOSIGNAL,
+      address,
+      address.length,
+    );
+  } finally {
+    call("int close(int)", "close", name, fd);
+  }
+}
+
 // --- names and attributes --------------------------------------------------------------------------------------------
 
 export const RENAME_NOREPLACE = 1;
@@ -216,11 +250,6 @@ export function renameat2(from: Path, to: Path, flags: number): void {
 
 /** mknod(2): `mode` has type and permission bits (the umask applies). */
 export function mknod(path: Path, mode: number, major: number, minor: number): void {
-  const device =
-    ((BigInt(major) & 0xfffff000n) << 32n) |
-    ((BigInt(major) & 0xfffn) << 8n) |
-    ((BigInt(minor) & 0xffffff00n) << 12n) |
-    (BigInt(minor) & 0xffn); // glibc gnu_dev_makedev
   call(
     "int mknodat(int, const void *, uint32_t, uint64_t)",
     "mknodat",
@@ -228,7 +257,17 @@ export function mknod(path: Path, mode: number, major: number, minor: number): v
     AT_FDCWD,
     cString(path, "mknodat"),
     mode,
-    device,
+    encodeDevice(major, minor),
+  );
+}
+
+/** glibc's gnu_dev_makedev (sys/sysmacros.h): the low and high parts of both numbers are interleaved. */
+export function encodeDevice(major: number, minor: number): bigint {
+  return (
+    ((BigInt(major) & 0xfffff000n) << 32n) |
+    ((BigInt(major) & 0xfffn) << 8n) |
+    ((BigInt(minor) & 0xffffff00n) << 12n) |
+    (BigInt(minor) & 0xffn)
   );
 }
 
@@ -288,8 +327,16 @@ export function getXattr(file: Path | number, name: Path): Buffer {
   return Buffer.from(value.subarray(0, length)); // a copy of the right size: 64 KiB would stay alive otherwise
 }
 
-/** Creates or replaces one value. EPERM or ENOTSUP for a namespace that this user or file system does not have. */
-export function setXattr(file: Path | number, name: Path, value: Uint8Array): void {
+/**
+ * Creates or replaces one value, by path without following a symlink unless told to. EPERM or ENOTSUP for a namespace that
+ * this user or file system does not have.
+ */
+export function setXattr(
+  file: Path | number,
+  name: Path,
+  value: Uint8Array,
+  { follow = false }: { readonly follow?: boolean } = {},
+): void {
   const key = cString(name, "setxattr");
   if (typeof file === "number") {
     call(
@@ -304,11 +351,12 @@ export function setXattr(file: Path | number, name: Path, value: Uint8Array): vo
     );
     return;
   }
+  const syscall = follow ? "setxattr" : "lsetxattr";
   call(
-    "int lsetxattr(const void *, const void *, const void *, size_t, int)",
-    "lsetxattr",
+    `int ${syscall}(const void *, const void *, const void *, size_t, int)`,
+    syscall,
     file,
-    cString(file, "lsetxattr"),
+    cString(file, syscall),
     key,
     value,
     value.length,
