@@ -32,5 +32,6 @@ export * from "./process.ts";
 export * from "./remove-tree.ts";
 export * from "./sync-file-system.ts";
 export { type SystemError, systemError } from "./system-error.ts";
+export * from "./service-manager.ts";
 export * from "./user-namespace.ts";
 export * from "./walk.ts";
