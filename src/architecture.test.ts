@@ -46,7 +46,11 @@ const MODULES: Readonly<Record<string, Rule>> = {
     packages: [],
     pure: true,
   },
-  "formats/compression": { modules: BASE, packages: ["node:zlib", "node:stream", "node:buffer"], pure: true },
+  "formats/compression": {
+    modules: BASE,
+    packages: ["node:zlib", "node:stream", "node:buffer", "node:util"],
+    pure: true,
+  },
   "formats/erofs": { modules: [...BASE, ...FORMATS], packages: ["node:crypto"], pure: true },
   "formats/tar-recipe": { modules: [...BASE, ...FORMATS], packages: ["node:zlib"], pure: true },
   "formats/verity": { modules: BASE, packages: ["node:crypto"], pure: true },
@@ -98,6 +102,10 @@ const MODULES: Readonly<Record<string, Rule>> = {
     modules: [...BASE, "oci", "sys", "registry", "store", "images", "snapshotter"],
     packages: [],
   },
+  checkpoint: {
+    modules: [...BASE, "formats/tar", "formats/compression", "oci", "sys"],
+    packages: ["node:path", "node:crypto", "node:util"],
+  },
   demo: {
     modules: [...BASE, ...ALL_FORMATS, "oci", "sys", "registry", "archives", "server", "store", "images"],
     packages: ["node:path", "node:os", "node:crypto", "node:zlib"],
@@ -115,6 +123,7 @@ const MODULES: Readonly<Record<string, Rule>> = {
       "store",
       "images",
       "export",
+      "checkpoint",
       "demo",
     ],
     packages: ["node:path", "node:util", "node:module", "node:os", "cli-progress"],

@@ -6,6 +6,7 @@
  * no native code. Every operation that the store's durability rests on is an effect.
  */
 export * from "./clock.ts";
+export * from "./byte-stream.ts";
 export * from "./beneath.ts";
 export * from "./copy.ts";
 export * from "./data-ranges.ts";
@@ -22,6 +23,7 @@ export {
 } from "./effects.ts";
 export * from "./file-source.ts";
 export * from "./files.ts";
+export * from "./filter.ts";
 export * from "./host-files.ts";
 export * from "./in-use.ts";
 export * from "./locks.ts";
@@ -30,8 +32,8 @@ export * from "./mount-info.ts";
 export * from "./mounts.ts";
 export * from "./process.ts";
 export * from "./remove-tree.ts";
+export * from "./service-manager.ts";
 export * from "./sync-file-system.ts";
 export { type SystemError, systemError } from "./system-error.ts";
-export * from "./service-manager.ts";
 export * from "./user-namespace.ts";
 export * from "./walk.ts";

@@ -39,6 +39,7 @@ export { LOOKAHEAD, PIECE_SIZE } from "./pieces.ts";
 export { zlibInflate } from "./zlib-inflate.ts";
 export { scanZstdFrames, type ZstdFrame } from "./zstd.ts";
 export { compressZstd, zstdEncoderName } from "./zstd-compress.ts";
+export * from "./zstd-seekable.ts";
 export { parseZstdFrameHeader, ZSTD_WINDOW_MAX, type ZstdFrameHeader } from "./zstd-frame.ts";
 
 export interface DecompressOptions {

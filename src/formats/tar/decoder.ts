@@ -132,6 +132,35 @@ export class TarDecoder {
     }
   }
 
+  /**
+   * How many bytes `write` can take next without going past the start of an entry or the end of its payload, and whether
+   * they are payload. Lets a reader that can seek ask for headers only. Infinite behind the end of the archive.
+   */
+  get pending(): { readonly payload: boolean; readonly length: number } {
+    switch (this.#state) {
+      case "payload":
+        return { payload: true, length: this.#remaining };
+      case "skip":
+      case "meta":
+        return { payload: false, length: this.#remaining };
+      case "trailer":
+      case "closed":
+        return { payload: false, length: Number.POSITIVE_INFINITY };
+      default:
+        return { payload: false, length: BLOCK_SIZE - this.#heldLength };
+    }
+  }
+
+  /** The next `length` bytes of the payload were taken elsewhere: they reach no sink. RangeError beyond the payload's end. */
+  skipPayload(length: number): void {
+    if (this.#state !== "payload" || length > this.#remaining) {
+      throw new RangeError(`skipPayload(${length}) in state ${this.#state} with ${this.#remaining} bytes left`);
+    }
+    this.#base += length;
+    this.#remaining -= length;
+    if (this.#remaining === 0) this.#finishEntry();
+  }
+
   /** The tar is complete: FormatError unless it ends at an entry's end or after the end-of-archive blocks. */
   end(): void {
     const state = this.#state;
