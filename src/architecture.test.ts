@@ -52,6 +52,7 @@ const MODULES: Readonly<Record<string, Rule>> = {
     pure: true,
   },
   "formats/erofs": { modules: [...BASE, ...FORMATS], packages: ["node:crypto"], pure: true },
+  "formats/toc": { modules: [...BASE, ...FORMATS], packages: ["node:crypto", "node:buffer"], pure: true },
   "formats/tar-recipe": { modules: [...BASE, ...FORMATS], packages: ["node:zlib"], pure: true },
   "formats/verity": { modules: BASE, packages: ["node:crypto"], pure: true },
   "formats/composefs": {
@@ -59,6 +60,7 @@ const MODULES: Readonly<Record<string, Rule>> = {
     packages: ["node:crypto"],
     pure: true,
   },
+  "formats/criu": { modules: BASE, packages: [], pure: true },
   oci: { modules: BASE, packages: ["node:crypto"], pure: true },
   // formats/compression: isal.ts implements its InflateBackend with a library of the machine.
   sys: { modules: [...BASE, "formats/compression"], packages: ["node:*", "koffi"] },

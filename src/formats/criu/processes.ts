@@ -1,0 +1,121 @@
+/** The process tree of a checkpoint, put together from its images as they come by, in any order. */
+import type { ByteString } from "../../bytes/index.ts";
+import { decodeImage, decodeSingle } from "./images.ts";
+import { LIMITS } from "./limits.ts";
+import { CORE, FILE, INVENTORY, MACHINES, MM, PSTREE, TASK_STATES, UTSNS } from "./messages.ts";
+import { decodePagemap, PAGE_SIZE, type Pagemap } from "./pagemap.ts";
+
+export interface Process {
+  /** In its own pid namespace; the root's is 1 as a rule. */
+  readonly pid: number;
+  /** 0 for the root. */
+  readonly ppid: number;
+  readonly threads: number;
+  /** The kernel's name of it, at most 15 bytes. Undefined where the image is missing. */
+  readonly comm: ByteString | undefined;
+  /** Path of the program in the container. */
+  readonly executable: ByteString | undefined;
+  readonly uid: number | undefined;
+  readonly gid: number | undefined;
+  /** "alive", "stopped", "zombie", "dead"; the number where it is another. */
+  readonly state: string | undefined;
+  /** Bytes of memory that this checkpoint has of it. */
+  readonly memory: number;
+  /** Bytes that are in the checkpoint before this one. */
+  readonly memoryInParent: number;
+  /** Where the command line is in its memory. */
+  readonly arguments: { readonly address: number; readonly length: number } | undefined;
+  readonly pagemap: Pagemap | undefined;
+}
+
+export interface ProcessTree {
+  /** Parents before their children, siblings by pid. */
+  readonly processes: readonly Process[];
+  /** As GOARCH has it; undefined where no core image was seen. */
+  readonly architecture: string | undefined;
+  readonly hostname: ByteString | undefined;
+  /** Version of the image format: 1 or 2. */
+  readonly imageVersion: number | undefined;
+}
+
+const NUMBERED = /^(core|mm|pagemap)-(\d{1,10})\.img$/;
+
+export class ProcessTreeReader {
+  readonly #cores = new Map<number, ReturnType<typeof CORE.decode>>();
+  readonly #memory = new Map<number, ReturnType<typeof MM.decode>>();
+  readonly #pagemaps = new Map<number, Pagemap>();
+  readonly #files = new Map<number, ByteString>();
+  #entries: ReturnType<typeof PSTREE.decode>[] = [];
+  #imageVersion: number | undefined;
+  #hostname: ByteString | undefined;
+
+  /** Whether a file of this name (within checkpoint/) and size is of use. */
+  static wants(name: string, size: number): boolean {
+    if (size > LIMITS.imageSize) return false;
+    return (
+      NUMBERED.test(name) || name === "pstree.img" || name === "inventory.img" || /^(files|utsns-\d+)\.img$/.test(name)
+    );
+  }
+
+  /** The whole content of a file that is wanted. FormatError for what is no image of its kind. */
+  add(name: string, bytes: Uint8Array): void {
+    const [, kind, number] = NUMBERED.exec(name) ?? [];
+    if (kind === "core") this.#cores.set(Number(number), decodeSingle(bytes, "core", CORE, name));
+    else if (kind === "mm") this.#memory.set(Number(number), decodeSingle(bytes, "mm", MM, name));
+    else if (kind === "pagemap") this.#pagemaps.set(Number(number), decodePagemap(bytes, name));
+    else if (name === "pstree.img") this.#entries = [...decodeImage(bytes, "pstree", PSTREE, name)];
+    else if (name === "inventory.img")
+      this.#imageVersion = decodeSingle(bytes, "inventory", INVENTORY, name).imgVersion;
+    else if (name === "files.img") {
+      for (const { id, regular } of decodeImage(bytes, "files", FILE, name)) {
+        if (id !== undefined && regular?.name !== undefined) this.#files.set(id, regular.name);
+      }
+    } else this.#hostname = decodeSingle(bytes, "utsns", UTSNS, name).nodename;
+  }
+
+  finish(): ProcessTree {
+    const children = Map.groupBy(this.#entries, (entry) => entry.ppid ?? 0);
+    const known = new Set(this.#entries.map((entry) => entry.pid));
+    const processes: Process[] = [];
+    const seen = new Set<unknown>();
+    // a loop, since a chain of parents may be as long as the list
+    const stack = this.#entries.filter((entry) => !known.has(entry.ppid ?? 0) || entry.ppid === entry.pid).reverse();
+    for (let entry = stack.pop(); entry !== undefined; entry = stack.pop()) {
+      if (seen.has(entry)) continue;
+      seen.add(entry);
+      processes.push(this.#process(entry));
+      stack.push(...(children.get(entry.pid ?? 0) ?? []).toSorted((a, b) => (b.pid ?? 0) - (a.pid ?? 0)));
+    }
+    // parents in a circle: hostile, or damaged; none is left out
+    for (const entry of this.#entries) if (!seen.has(entry)) processes.push(this.#process(entry));
+    const machine = [...this.#cores.values()].find((core) => core.machine !== undefined)?.machine;
+    return {
+      processes,
+      architecture: machine === undefined ? undefined : (MACHINES[machine] ?? `machine ${machine}`),
+      hostname: this.#hostname,
+      imageVersion: this.#imageVersion,
+    };
+  }
+
+  #process({ pid = 0, ppid = 0, threads }: ReturnType<typeof PSTREE.decode>): Process {
+    const core = this.#cores.get(pid);
+    const mm = this.#memory.get(pid);
+    const pagemap = this.#pagemaps.get(pid);
+    const state = core?.task?.state;
+    const length = (mm?.argEnd ?? 0) - (mm?.argStart ?? 0);
+    return {
+      pid,
+      ppid,
+      threads: Math.max(1, threads.length),
+      comm: core?.task?.comm,
+      executable: mm?.exeFileId === undefined ? undefined : this.#files.get(mm.exeFileId),
+      uid: core?.thread?.creds?.uid,
+      gid: core?.thread?.creds?.gid,
+      state: state === undefined ? undefined : (TASK_STATES[state] ?? String(state)),
+      memory: pagemap?.size ?? 0,
+      memoryInParent: (pagemap?.parentPages ?? 0) * PAGE_SIZE,
+      arguments: mm?.argStart !== undefined && length > 0 ? { address: mm.argStart, length } : undefined,
+      pagemap,
+    };
+  }
+}
