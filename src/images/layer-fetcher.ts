@@ -82,13 +82,13 @@ export class LayerFetcher {
     }
     let received = 0;
     for (let again = false; ; again = true) {
-      const start = download.received;
+      const start = download.bytes;
       let result: IngestResult;
       try {
         result = await this.#transfer(layer, download, task, signal);
-        received += download.received - start;
+        received += download.bytes - start;
       } catch (error) {
-        received += download.received - start;
+        received += download.bytes - start;
         throwIfAborted(signal);
         // Wrong as a whole: bytes that an earlier try left may be why; else a second fetch tells a broken transfer from
         // a broken image. Any other verdict on the bytes is final, and failures of the network keep what there is.
@@ -120,9 +120,12 @@ export class LayerFetcher {
     );
     const transfer = group.run(async (stop) => {
       try {
-        if (download.received < layer.size) {
-          for await (const bytes of layer.open!(download.received, stop)) {
-            download.write(bytes);
+        // One gap, up to the end, unless a pull of parts has been here before.
+        for (const { offset, end } of download.gaps()) {
+          let at = offset;
+          for await (const bytes of layer.open!(offset, stop, end)) {
+            download.write(bytes, at);
+            at += bytes.length;
             layer.release?.(bytes);
           }
         }

@@ -34,8 +34,8 @@ export interface OriginLayer {
   readonly size: number;
   /** Where the bytes lie, if they are on this machine. */
   readonly file?: FeedSource;
-  /** Else: the bytes from `offset`, over the network, unverified. */
-  open?(offset: number, signal: AbortSignal): AsyncIterable<Uint8Array>;
+  /** Else: the bytes from `offset` to `end` (its size), over the network, unverified. */
+  open?(offset: number, signal: AbortSignal, end?: number): AsyncIterable<Uint8Array>;
   /** Gives the memory of one piece back at once, where waiting for the garbage collector would cost. */
   release?(bytes: Uint8Array): void;
 }
@@ -119,7 +119,7 @@ function registryOrigin(reference: Reference, client: RegistryClient): Origin {
           digest: layer.digest,
           mediaType: layer.mediaType,
           size: layer.size,
-          open: (offset, stop) => client.openBlob(reference, layer, { offset, signal: stop }),
+          open: (offset, signal, end = layer.size) => client.openBlob(reference, layer, { offset, end, signal }),
           release: releaseChunk,
         })),
       };

@@ -83,7 +83,7 @@ async function sourceLayer(
       digest,
       mediaType,
       size,
-      open: (offset, signal) => client.openBlob(reference, descriptor, { offset, signal }),
+      open: (offset, signal, end = size) => client.openBlob(reference, descriptor, { offset, end, signal }),
     };
   }
   if (location.startsWith("oci:")) {

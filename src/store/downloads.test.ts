@@ -130,3 +130,90 @@ describe("collectGarbage() of downloads", () => {
       assert.deepEqual(readdirSync(join(store.root, "downloads")), []);
     }));
 });
+
+describe("a download in parts", () => {
+  test("survives a SIGKILL with every part that was written", () =>
+    withEmptyStore(async (store) => {
+      await using child = storeProcess(
+        `const store = Store.open(args.root);
+         const download = await store.begin("pull").download(args.digest, 100);
+         download.write(Buffer.from("01"));
+         download.write(Buffer.from("tail"), 96);
+         download.write(Buffer.from("mid"), 50);
+         download.write(Buffer.from("dle"), 53);
+         download.write(Buffer.from("234"));
+         say("written");
+         await forever();`,
+        { root: store.root, digest: DIGEST },
+      );
+      await child.line();
+      child.kill("SIGKILL");
+      await child.ended;
+      using operation = store.begin("pull");
+      using download = await operation.download(DIGEST, 100);
+      assert.equal(download.received, 5);
+      assert.equal(download.bytes, 15);
+      assert.deepEqual(download.gaps(), [
+        { offset: 5, end: 50 },
+        { offset: 56, end: 96 },
+      ]);
+      assert.equal(readFileSync(pathOf(store), "latin1").slice(50, 56), "middle");
+    }));
+
+  test("goes on from start to end over what is there, and the feed sees it", () =>
+    withEmptyStore(async (store) => {
+      using operation = store.begin("pull");
+      using download = await operation.download(DIGEST, 10);
+      download.write(Buffer.from("789"), 7);
+      download.write(Buffer.from("01234"));
+      assert.equal(download.received, 5);
+      download.write(Buffer.from("56"));
+      assert.equal(download.received, 10);
+      assert.deepEqual(download.gaps(), []);
+      const available = new BigInt64Array(download.feed().growth!)[0];
+      assert.equal(available, 10n);
+    }));
+
+  test("forgets what was wrong, and nothing else", () =>
+    withEmptyStore(async (store) => {
+      {
+        using operation = store.begin("pull");
+        using download = await operation.download(DIGEST, 100);
+        download.write(Buffer.alloc(60));
+        download.forget(10, 20);
+        assert.equal(download.received, 10);
+      }
+      using operation = store.begin("pull");
+      using download = await operation.download(DIGEST, 100);
+      assert.deepEqual(download.gaps(), [
+        { offset: 10, end: 20 },
+        { offset: 60, end: 100 },
+      ]);
+      download.restart();
+      assert.equal(download.bytes, 0);
+      assert.deepEqual(readdirSync(join(store.root, "downloads")).length, 2); // the file and its lock
+    }));
+
+  test("reads a torn or damaged journal as what it surely says", () =>
+    withEmptyStore(async (store) => {
+      const record = (offset: number, end: number) => {
+        const bytes = Buffer.alloc(16);
+        bytes.writeBigUInt64LE(BigInt(offset), 0);
+        bytes.writeBigUInt64LE(BigInt(end), 8);
+        return bytes;
+      };
+      writeFileSync(pathOf(store), Buffer.alloc(100));
+      const records = [
+        record(4, 8),
+        record(9, 2),
+        record(90, 101),
+        Buffer.alloc(16, 0xff),
+        record(20, 30).subarray(0, 9),
+      ];
+      writeFileSync(`${pathOf(store)}.ranges`, Buffer.concat(records));
+      using operation = store.begin("pull");
+      using download = await operation.download(DIGEST, 100);
+      assert.equal(download.bytes, 4);
+      assert.ok(download.has(4, 8));
+    }));
+});

@@ -2,9 +2,13 @@
  * Downloads: layer blobs on their way in, on disk so that a killed pull resumes (G13), each with a lock so that any number
  * of processes fetch a blob once. The bytes are not trusted until an ingest has hashed all of them; a file left by a power
  * cut may be wrong, which its digest shows.
+ *
+ * Bytes come from start to end, and then the length of the file says what is there; or here and there, and then a journal
+ * beside it does. Both kinds of pull continue what the other one left.
  */
 
 import { join } from "node:path";
+import { type ByteRange, RangeSet } from "../bytes/index.ts";
 import type { Digest } from "../oci/index.ts";
 import {
   acquireLock,
@@ -20,6 +24,7 @@ import {
   writeAt,
 } from "../sys/index.ts";
 import type { StoreContext } from "./context.ts";
+import { DownloadJournal } from "./download-journal.ts";
 import { FeedProgress } from "./ingest/feed.ts";
 import type { FeedSource } from "./ingest/protocol.ts";
 
@@ -31,17 +36,26 @@ export class Download implements Disposable {
   readonly size: number;
   readonly #lock: Lock;
   readonly #file: number;
+  readonly #journal: DownloadJournal;
+  readonly #ranges: RangeSet;
   #progress = new FeedProgress();
-  #received: number;
   #closed = false;
 
-  private constructor(path: string, size: number, lock: Lock, file: number, received: number) {
+  private constructor(
+    path: string,
+    size: number,
+    lock: Lock,
+    file: number,
+    journal: DownloadJournal,
+    ranges: RangeSet,
+  ) {
     this.path = path;
     this.size = size;
     this.#lock = lock;
     this.#file = file;
-    this.#received = received;
-    this.#progress.advance(received);
+    this.#journal = journal;
+    this.#ranges = ranges;
+    this.#progress.advance(this.received);
   }
 
   /**
@@ -63,28 +77,58 @@ export class Download implements Disposable {
     }
     try {
       const there = findFile(path);
+      const journal = new DownloadJournal(journalOf(path), size);
       const file = there === undefined ? createFile(path) : openFile(path, "read-write");
-      let received = there?.size ?? 0;
-      if (received > size) {
-        truncate(file, 0);
-        received = 0;
+      let ranges = journal.read();
+      if (ranges === undefined) {
+        const length = there?.size ?? 0;
+        if (length > size) truncate(file, 0);
+        ranges = new RangeSet([{ offset: 0, end: length > size ? 0 : length }]);
       }
-      return new Download(path, size, lock, file, received);
+      return new Download(path, size, lock, file, journal, ranges);
     } catch (error) {
       lock.release({ unlink: true });
       throw error;
     }
   }
 
-  /** Bytes that are there: where to continue. */
+  /** Bytes that are there from the start on. */
   get received(): number {
-    return this.#received;
+    return this.#ranges.endFrom(0);
   }
 
-  write(bytes: Uint8Array): void {
-    writeAt(this.#file, bytes, this.#received);
-    this.#received += bytes.length;
-    this.#progress.advance(this.#received);
+  /** Bytes that are there, wherever. */
+  get bytes(): number {
+    return this.#ranges.size;
+  }
+
+  /** What is missing of a range (of the whole blob), rising. */
+  gaps(offset = 0, end = this.size): ByteRange[] {
+    return this.#ranges.gaps(offset, end);
+  }
+
+  has(offset: number, end: number): boolean {
+    return this.#ranges.has(offset, end);
+  }
+
+  /** Bytes that belong at `offset`, which is where the missing ones begin unless given. */
+  write(bytes: Uint8Array, offset = this.received): void {
+    const end = offset + bytes.length;
+    if (end > this.size) throw new RangeError(`write up to ${end} of a download of ${this.size}`);
+    // As long as it grows at its end, the length of the file is its journal.
+    if (!this.#journal.exists && offset !== this.received) this.#journal.rewrite(this.#ranges);
+    writeAt(this.#file, bytes, offset);
+    if (this.#journal.exists) this.#journal.add(offset, end);
+    this.#ranges.add(offset, end);
+    this.#progress.advance(this.received);
+  }
+
+  /** These bytes turned out to be wrong: they are missing again. */
+  forget(offset: number, end: number): void {
+    this.#ranges.remove(offset, end);
+    this.#journal.rewrite(this.#ranges);
+    this.#progress = new FeedProgress();
+    this.#progress.advance(this.received);
   }
 
   /** For an ingest that follows the download. */
@@ -105,12 +149,14 @@ export class Download implements Disposable {
   /** Forgets what was received, for another try from the start: the bytes turned out to be wrong. */
   restart(): void {
     truncate(this.#file, 0);
-    this.#received = 0;
+    this.#journal.remove();
+    this.#ranges.clear();
     this.#progress = new FeedProgress();
   }
 
   /** The layer is committed (or can't be): the bytes are not needed any more. */
   remove(): void {
+    this.#journal.remove();
     unlink(this.path);
   }
 
@@ -118,9 +164,14 @@ export class Download implements Disposable {
     if (this.#closed) return;
     this.#closed = true;
     this.#progress.fail();
+    this.#journal.close();
     closeFile(this.#file);
     this.#lock.release({ unlink: true });
   }
+}
+
+function journalOf(path: string): string {
+  return `${path}.ranges`;
 }
 
 export interface StaleDownload {
@@ -131,7 +182,7 @@ export interface StaleDownload {
 /** Partial downloads that nobody holds and nobody continued for a day. With `remove`, they are removed. */
 export function staleDownloads({ layout }: StoreContext, now: number, remove: boolean): StaleDownload[] {
   const stale: StaleDownload[] = [];
-  const names = new Set(list(layout.downloads).map(({ name }) => name.replace(/\.lock$/, "")));
+  const names = new Set(list(layout.downloads).map(({ name }) => name.replace(/\.(lock|ranges)$/, "")));
   for (const name of names) {
     const path = join(layout.downloads, name);
     const lock = tryLock(`${path}.lock`, { command: "gc" });
@@ -140,7 +191,10 @@ export function staleDownloads({ layout }: StoreContext, now: number, remove: bo
       const status = findFile(path);
       if (status === undefined || now - Number(status.mtimeNs / 1_000_000n) < STALE_DOWNLOAD_MS) continue;
       stale.push({ path, size: status.allocated });
-      if (remove) unlink(path);
+      if (remove) {
+        unlink(journalOf(path));
+        unlink(path);
+      }
     } finally {
       lock.release({ unlink: true });
     }
