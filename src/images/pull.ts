@@ -21,12 +21,9 @@ import { type Document, type ManifestRecord, manifestRecord, type Store, type St
 import { LayerFetcher, type PulledLayer } from "./layer-fetcher.ts";
 import { type Origin, type OriginLayer, type OriginManifest, synthesizeManifest } from "./origin.ts";
 import { type Progress, silentProgress } from "./progress.ts";
-import { explainWriteError } from "./write-error.ts";
 
 /** Layers fetched at a time; ingests are bounded by cores, further downloads run ahead on disk. */
 const FETCHES = 6;
-/** Entries of a layer whose ingest leaves tens of MB with its thread. */
-const LARGE_LAYER = 100_000;
 /** Indexes inside of indexes. */
 const MAX_INDEX_DEPTH = 4;
 /** Rounds of fetching what was removed by others between its commit and the image's record. */
@@ -79,8 +76,6 @@ export async function pullImage(store: Store, origin: Origin, options: PullOptio
       signal ? { signal } : {},
     );
     for (const layer of fetched) pulled.set(layer.diffId, layer);
-    // The merged image is made next, in this thread: two indexes of a million entries would not fit the memory budget.
-    if (fetched.some((layer) => layer.record.entries > LARGE_LAYER)) await store.rest();
     const complete = opened.map((one) => completeManifest(operation, one));
     const image = {
       name,
@@ -96,9 +91,6 @@ export async function pullImage(store: Store, origin: Origin, options: PullOptio
       continue;
     }
     const records = complete.map((one) => one.record);
-    // The merged image now, so that the first mount is as quick as any; of other platforms when they are asked for.
-    const first = choosePreferred(records, options.platform ?? platformOfNode(process.arch));
-    if (first !== undefined && first.layers.length > 0) prepareReading(operation, name, first);
     operation.indexLayers();
     return {
       name,
@@ -107,25 +99,6 @@ export async function pullImage(store: Store, origin: Origin, options: PullOptio
       layers: [...layers.keys()].map((id) => pulled.get(id)!),
     };
   }
-}
-
-function prepareReading(operation: StoreOperation, name: string, { layers }: ManifestRecord): void {
-  try {
-    operation.mergedFiles(layers.map((layer) => layer.diffId));
-  } catch (error) {
-    // Another process has removed the image already: this pull did what it promised before that.
-    if (ShaleError.is(error, "NOT_FOUND")) return;
-    throw explainWriteError(
-      error,
-      `Cannot prepare ${name} for mounting`,
-      "The image is there; free space and mount it",
-    );
-  }
-}
-
-function choosePreferred(records: readonly ManifestRecord[], platform: Platform): ManifestRecord | undefined {
-  if (records.length < 2) return records[0];
-  return records.find((record) => record.platform === formatPlatform(platform));
 }
 
 /** The manifests that are wanted of what the name leads to, through any indexes; their documents are verified. */

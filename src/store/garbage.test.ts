@@ -102,6 +102,7 @@ describe("collectGarbage()", () => {
       assert.deepEqual(collectExactly(store).items, []);
       {
         using operation = store.begin("mount");
+        operation.mergedFiles(image.diffIds);
         operation.recordMount({
           target: "/mnt",
           image: "one",
@@ -127,6 +128,7 @@ describe("collectGarbage()", () => {
     withBench(async ({ store, put }) => {
       await put("one", base, layer("one"));
       await put("two", base, layer("two"));
+      contentOf(store, "one"); // makes its merged image
       store.setPinned("two", true);
       store.removeImage("one");
       assert.throws(
