@@ -4,6 +4,7 @@
  */
 import { type Command, type Completes, GLOBAL_OPTIONS, type OptionSpec, type OptionTable } from "./command.ts";
 import { takesValue } from "./parse.ts";
+import { FAMILIES } from "./table.ts";
 
 export const SHELLS = ["bash", "zsh", "fish"] as const;
 export type Shell = (typeof SHELLS)[number];
@@ -37,6 +38,19 @@ const BASH_ACTIONS: Readonly<Record<Completes, string>> = {
   none: "COMPREPLY=()",
 };
 
+/** Commands by first word: one for most, several for a family. */
+function byFirstWord(commands: readonly Command[]): Map<string, readonly Command[]> {
+  return Map.groupBy(commands, (command) => command.name.split(" ")[0]!);
+}
+
+function lastWord({ name }: Command): string {
+  return name.slice(name.indexOf(" ") + 1);
+}
+
+function isFamily(members: readonly Command[]): boolean {
+  return members.some((command) => command.name.includes(" "));
+}
+
 function formatBash(commands: readonly Command[]): string {
   const valued = Object.entries(GLOBAL_OPTIONS).filter(([, spec]) => takesValue(spec));
   const skip = valued.flatMap(([name, spec]) => spellings(name, spec)).join("|");
@@ -47,9 +61,16 @@ function formatBash(commands: readonly Command[]): string {
   const globals = optionWords(GLOBAL_OPTIONS);
   const options = commands.map((command) => {
     const words = [...optionWords(command.options), ...globals].join(" ");
-    return `      ${command.name}) words='${words}' ;;`;
+    return `      '${command.name}') words='${words}' ;;`;
   });
-  const positionals = commands.map((command) => `    ${command.name}) ${bashPositional(command)} ;;`);
+  const positionals = commands.map((command) => `    '${command.name}') ${bashPositional(command)} ;;`);
+  const words = byFirstWord(commands);
+  const families = [...words].filter(([, members]) => isFamily(members));
+  for (const [family, members] of families) {
+    const names = members.map(lastWord).join(" ");
+    positionals.push(`    ${family}) COMPREPLY=($(compgen -W '${names}' -- "$cur")) ;;`);
+  }
+  const names = families.map(([family]) => family).join("|") || "''";
   return `# bash completion for shale: source <(shale completion bash)
 _shale() {
   local cur prev words i command=
@@ -61,7 +82,10 @@ _shale() {
     case \${COMP_WORDS[i]} in
       ${skip}) ((i++)) ;;
       -*) ;;
-      *) command=\${COMP_WORDS[i]}; break ;;
+      *)
+        command=\${command:+$command }\${COMP_WORDS[i]}
+        case $command in ${names}) ;; *) break ;; esac
+        ;;
     esac
   done
   case $command/$prev in
@@ -76,7 +100,7 @@ ${options.join("\n")}
     return
   fi
   case $command in
-    '') COMPREPLY=($(compgen -W '${commands.map((each) => each.name).join(" ")} help' -- "$cur")) ;;
+    '') COMPREPLY=($(compgen -W '${[...words.keys()].join(" ")} help' -- "$cur")) ;;
 ${positionals.join("\n")}
   esac
   if declare -F __ltrim_colon_completions >/dev/null; then __ltrim_colon_completions "$cur"; fi
@@ -93,7 +117,7 @@ function bashValues(command: string, table: OptionTable): readonly string[] {
   return Object.entries(table)
     .filter(([, spec]) => takesValue(spec))
     .map(([name, spec]) => {
-      const pattern = spellings(name, spec).map((spelling) => `${command}/${spelling}`);
+      const pattern = spellings(name, spec).map((spelling) => `${command === "*" ? "*" : `'${command}'`}/${spelling}`);
       const choices = choicesOf(spec);
       const action =
         choices.length > 0
@@ -121,11 +145,36 @@ const ZSH_ACTIONS: Readonly<Record<Completes, string>> = {
 };
 
 function formatZsh(commands: readonly Command[]): string {
-  const cases = commands.map((command) => {
+  const describe = (name: string, summary: string) => quote(`${name}:${summary.replaceAll(":", "\\:")}`);
+  const argumentsOf = (command: Command) => {
     const specs = [...zshOptions(command.options), ...zshOptions(GLOBAL_OPTIONS), ...zshArguments(command)];
-    return `        ${command.name}) _arguments -s ${specs.join(" ")} ;;`;
-  });
-  const described = commands.map((command) => quote(`${command.name}:${command.summary.replaceAll(":", "\\:")}`));
+    return `${lastWord(command)}) _arguments -s ${specs.join(" ")} ;;`;
+  };
+  const described: string[] = [];
+  const cases: string[] = [];
+  for (const [word, members] of byFirstWord(commands)) {
+    if (!isFamily(members)) {
+      described.push(describe(word, members[0]!.summary));
+      cases.push(`        ${argumentsOf(members[0]!)}`);
+      continue;
+    }
+    described.push(describe(word, FAMILIES[word] ?? word));
+    cases.push(`        ${word})
+          _arguments -s -C ${zshOptions(GLOBAL_OPTIONS).join(" ")} '1:command:->command' '*::argument:->argument'
+          case $state in
+            command)
+              local -a commands
+              commands=(${members.map((command) => describe(lastWord(command), command.summary)).join(" ")})
+              _describe command commands
+              ;;
+            argument)
+              case $line[1] in
+${members.map((command) => `                ${argumentsOf(command)}`).join("\n")}
+              esac
+              ;;
+          esac
+          ;;`);
+  }
   return `#compdef shale
 # zsh completion for shale: shale completion zsh > DIR/_shale, with DIR in fpath
 _shale_images() {
@@ -186,16 +235,28 @@ const FISH_ACTIONS: Readonly<Record<Completes, string>> = {
 };
 
 function formatFish(commands: readonly Command[]): string {
-  const names = commands.map((command) => command.name).join(" ");
+  const words = byFirstWord(commands);
+  const names = [...words.keys()].join(" ");
+  const families = [...words].filter(([, members]) => isFamily(members)).map(([word]) => word);
   const lines = [
     "# fish completion for shale: shale completion fish > ~/.config/fish/completions/shale.fish",
     "complete -c shale -f",
     ...fishOptions("", GLOBAL_OPTIONS),
   ];
-  for (const command of commands) {
+  const seen = (word: string) => `__fish_seen_subcommand_from ${word}`;
+  for (const family of families) {
     const none = quote(`not __fish_seen_subcommand_from ${names}`);
-    const some = quote(`__fish_seen_subcommand_from ${command.name}`);
-    lines.push(`complete -c shale -n ${none} -a ${command.name} -d ${quote(command.summary)}`);
+    lines.push(`complete -c shale -n ${none} -a ${family} -d ${quote(FAMILIES[family] ?? family)}`);
+  }
+  for (const command of commands) {
+    const [family = ""] = command.name.split(" ");
+    const word = lastWord(command);
+    const inFamily = family !== word;
+    const siblings = words.get(family)!.map(lastWord).join(" ");
+    const none = quote(inFamily ? `${seen(family)}; and not ${seen(siblings)}` : `not ${seen(names)}`);
+    const outside = families.map((each) => `; and not ${seen(each)}`).join("");
+    const some = quote(inFamily ? `${seen(family)}; and ${seen(word)}` : `${seen(word)}${outside}`);
+    lines.push(`complete -c shale -n ${none} -a ${word} -d ${quote(command.summary)}`);
     lines.push(...fishOptions(` -n ${some}`, command.options));
     const kinds = new Set(command.arguments.map((each) => FISH_ACTIONS[each.completes ?? "none"]));
     if (command.name === "completion") kinds.add(SHELLS.join(" "));

@@ -16,7 +16,9 @@ const EXIT_CODES = [
 export function formatDocs(groups: readonly CommandGroup[]): string {
   const overview = groups.flatMap((group) => [
     `**${group.title}**\n`,
-    ...group.commands.map((command) => `- [\`${command.name}\`](#${command.name}): ${command.summary}`),
+    ...group.commands.map(
+      (command) => `- [\`${command.name}\`](#${command.name.replaceAll(" ", "-")}): ${command.summary}`,
+    ),
     "",
   ]);
   return `${[

@@ -10,17 +10,42 @@ export interface CommandGroup {
 
 const ABOUT = "Keeps container images on a Linux host and makes them ready to run without unpacking them.";
 
-export function formatOverview(groups: readonly CommandGroup[], width: number): string {
-  const column = Math.max(...groups.flatMap((group) => group.commands.map((command) => command.name.length)));
-  const sections = groups.map((group) => {
-    const rows = group.commands.map((command) => ({ left: command.name, right: `${command.summary}.` }));
-    return `${group.title}:\n${formatPairs(rows, width, column)}`;
+/** A family is one row: its commands are in its own help. `families` has the text of the row. */
+export function formatOverview(
+  groups: readonly CommandGroup[],
+  width: number,
+  families: Readonly<Record<string, string>> = {},
+): string {
+  const sections = groups.map(({ title, commands }) => {
+    const rows = new Map<string, string>();
+    for (const { name, summary } of commands) {
+      const [first = name] = name.split(" ");
+      rows.set(first, `${first === name ? summary : (families[first] ?? first)}.`);
+    }
+    return { title, rows: [...rows].map(([left, right]) => ({ left, right })) };
   });
+  const column = Math.max(...sections.flatMap(({ rows }) => rows.map(({ left }) => left.length)));
   return [
     `Usage: shale [OPTIONS] COMMAND ...\n\n${wrap(ABOUT, width)}`,
-    ...sections,
+    ...sections.map(({ title, rows }) => `${title}:\n${formatPairs(rows, width, column)}`),
     `Options of every command:\n${formatOptions(GLOBAL_OPTIONS, width)}`,
     "Start with `shale demo`. Details: `shale COMMAND --help`.",
+  ]
+    .map((section) => `${section.trimEnd()}\n`)
+    .join("\n");
+}
+
+/** `shale FAMILY --help`. */
+export function formatFamily(name: string, summary: string, commands: readonly Command[], width: number): string {
+  const rows = commands.map((command) => ({
+    left: command.name.slice(name.length + 1),
+    right: `${command.summary}.`,
+  }));
+  return [
+    `Usage: shale ${name} COMMAND ...`,
+    `${summary}.`,
+    `Commands:\n${formatPairs(rows, width)}`,
+    `Details: \`shale ${name} COMMAND --help\`.`,
   ]
     .map((section) => `${section.trimEnd()}\n`)
     .join("\n");

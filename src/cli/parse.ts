@@ -13,20 +13,31 @@ export interface Parsed<T extends OptionTable> {
   readonly positionals: readonly string[];
 }
 
-/** Takes the command's name out of `args`: the first word that is neither an option nor an option's value. */
+/**
+ * Takes the command's name out of `args`: the first word that is neither an option nor an option's value, and the next such
+ * word with it where the first one is one of `families`. Only the family's name when nothing follows it.
+ */
 export function splitCommand(
   args: readonly string[],
   globals: OptionTable,
+  families: readonly string[] = [],
 ): { readonly name: string | undefined; readonly rest: readonly string[] } {
   const { tokens } = parseArgs({ ...LENIENT, args: [...args], options: configOf(globals) });
+  const words: string[] = [];
+  const taken = new Set<number>();
   for (const token of tokens) {
-    if (token.kind === "option" && globals[token.name] === undefined) throw unknownOption(token.rawName, globals, true);
-    if (token.kind === "positional") {
-      return { name: token.value, rest: args.filter((_, index) => index !== token.index) };
+    if (token.kind === "option" && globals[token.name] === undefined) {
+      if (words.length > 0) break; // of the command whose second word is missing
+      throw unknownOption(token.rawName, globals, true);
     }
     if (token.kind === "option-terminator") break;
+    if (token.kind !== "positional") continue;
+    words.push(token.value);
+    taken.add(token.index);
+    if (words.length > 1 || !families.includes(token.value)) break;
   }
-  return { name: undefined, rest: args };
+  if (words.length === 0) return { name: undefined, rest: args };
+  return { name: words.join(" "), rest: args.filter((_, index) => !taken.has(index)) };
 }
 
 /** Throws UsageError for anything that the table doesn't allow. Absent options come from `env`, then their default. */

@@ -7,11 +7,11 @@ import type { LogLevel } from "../log/index.ts";
 import { createLog } from "../log/index.ts";
 import { type Command, type Context, EXIT, GLOBAL_OPTIONS, type OptionTable } from "./command.ts";
 import { formatFailure, formatFailureJson } from "./failure.ts";
-import { formatCommandHelp, formatOverview } from "./help.ts";
+import { formatCommandHelp, formatFamily, formatOverview } from "./help.ts";
 import { type Output, ReaderGone } from "./output.ts";
 import { checkPositionals, type Environment, parseOptions, splitCommand } from "./parse.ts";
 import { createProgress, type ProgressConsole, type ProgressStream } from "./progress/index.ts";
-import { COMMANDS, type CommandEntry, loadGroups } from "./table.ts";
+import { COMMANDS, type CommandEntry, FAMILIES, familyOf, loadGroups } from "./table.ts";
 import { nearest, UsageError } from "./usage.ts";
 
 export interface Host {
@@ -53,8 +53,9 @@ interface Reporting {
 }
 
 async function runCommand(host: Host, commands: readonly CommandEntry[], state: Reporting): Promise<number> {
-  const { name, rest } = splitCommand(host.args, GLOBAL_OPTIONS);
+  const { name, rest } = splitCommand(host.args, GLOBAL_OPTIONS, familiesOf(commands));
   if (name === undefined || name === "help") return await runWithoutCommand(host, commands, rest);
+  if (familiesOf(commands).includes(name)) return await runFamily(host, commands, name, rest);
   const command = await loadCommand(commands, name);
   const { values, positionals } = parseOptions(rest, { ...command.options, ...GLOBAL_OPTIONS }, host.env);
   const globals = values as typeof values & Globals;
@@ -101,13 +102,36 @@ async function runWithoutCommand(
   const { values, positionals } = parseOptions(rest, GLOBAL_OPTIONS satisfies OptionTable, host.env);
   if (values.version)
     return await run({ ...host, args: ["version", ...rest.filter((arg) => arg !== "--version")] }, commands);
-  const topic = positionals[0];
+  const topic = positionals.slice(0, familiesOf(commands).includes(positionals[0] ?? "") ? 2 : 1).join(" ");
+  if (familiesOf(commands).includes(topic)) return await runFamily(host, commands, topic, ["--help"]);
   const text =
-    topic === undefined
-      ? formatOverview(await loadGroups(commands), helpWidth(host))
+    topic === ""
+      ? formatOverview(await loadGroups(commands), helpWidth(host), FAMILIES)
       : formatCommandHelp(await loadCommand(commands, topic), helpWidth(host));
   await host.stdout.write(text);
   return EXIT.ok;
+}
+
+/** `shale checkpoint`: what there is. An error unless it was asked for, so that a script sees that nothing was done. */
+async function runFamily(
+  host: Host,
+  commands: readonly CommandEntry[],
+  family: string,
+  rest: readonly string[],
+): Promise<number> {
+  const { values } = parseOptions(rest, GLOBAL_OPTIONS satisfies OptionTable, host.env);
+  if (!values.help) {
+    throw new UsageError(`Cannot run ${family}: the command in it is missing`, `see shale ${family} --help`);
+  }
+  const members = await Promise.all(
+    commands.filter((each) => familyOf(each.name) === family).map((each) => each.load()),
+  );
+  await host.stdout.write(formatFamily(family, FAMILIES[family] ?? family, members, helpWidth(host)));
+  return EXIT.ok;
+}
+
+function familiesOf(commands: readonly CommandEntry[]): readonly string[] {
+  return [...new Set(commands.map((each) => familyOf(each.name)).filter((family) => family !== undefined))];
 }
 
 async function loadCommand(commands: readonly CommandEntry[], name: string): Promise<Command> {

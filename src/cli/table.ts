@@ -6,6 +6,7 @@ import type { Command } from "./command.ts";
 import type { CommandGroup } from "./help.ts";
 
 export interface CommandEntry {
+  /** One word, or two: the name of a family and the command's in it. */
   readonly name: string;
   readonly group: string;
   load(): Promise<Command>;
@@ -17,6 +18,11 @@ const READING = "Reading and mounting";
 const EXPORTS = "Disks for others";
 const STORE = "The store";
 const SELF = "shale itself";
+
+/** First words that many commands share, with what the overview says of all of them. */
+export const FAMILIES: Readonly<Record<string, string>> = {
+  checkpoint: "Write, restore, read, move and keep container checkpoints",
+};
 
 /** In the order of help. */
 export const COMMANDS: readonly CommandEntry[] = [
@@ -47,6 +53,12 @@ export const COMMANDS: readonly CommandEntry[] = [
   { name: "completion", group: SELF, load: async () => (await import("./commands/completion.ts")).completion },
   { name: "version", group: SELF, load: async () => (await import("./commands/version.ts")).version },
 ];
+
+/** The family that a command is in, if it is in one. */
+export function familyOf(name: string): string | undefined {
+  const space = name.indexOf(" ");
+  return space < 0 ? undefined : name.slice(0, space);
+}
 
 /** Every command, loaded, by group and in the order of help. */
 export async function loadGroups(entries: readonly CommandEntry[] = COMMANDS): Promise<readonly CommandGroup[]> {
