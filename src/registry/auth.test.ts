@@ -5,7 +5,7 @@ import { test } from "node:test";
 import { inspect } from "node:util";
 import { ShaleError } from "../errors/index.ts";
 import { parseChallenges } from "./challenge.ts";
-import type { RegistryOptions } from "./index.ts";
+import type { CredentialSource, RegistryOptions } from "./index.ts";
 import {
   collect,
   descriptorOf,
@@ -379,4 +379,54 @@ test("an address that expired is asked for again", async () => {
   );
   const bytes = await collect(one.client.openBlob(referenceTo(server, "a"), descriptorOf(stored)));
   assert.ok(bytes.equals(CONTENT));
+});
+
+/** Credentials that others than files know. */
+function source(list: readonly (readonly [user: string, password: string])[]): CredentialSource {
+  return { find: async () => list.map(([username, password]) => ({ kind: "password", username, password })) };
+}
+
+const basicOf = (user: string, password: string) => `Basic ${Buffer.from(`${user}:${password}`).toString("base64")}`;
+
+test("credentials of sources are tried in turn, whether the token server refuses them or the registry", async () => {
+  for (const refusesAt of ["token server", "registry", "basic"] as const) {
+    await using server = await startScriptedServer();
+    const people = ["a", "b", "c"].map((user) => [user, `secret-of-${user}`] as const);
+    await using one = clientWith(server.host, undefined, { credentials: [source(people)] });
+    const right = basicOf("c", "secret-of-c");
+    server.on("GET /token", (request, response) => {
+      const accepted = request.headers.authorization === right;
+      if (refusesAt === "token server" && !accepted) return status(401)(request, response);
+      token(accepted ? "RIGHT" : "WRONG", { expires_in: 300 })(request, response);
+    });
+    const challenge = refusesAt === "basic" ? 'Basic realm="x"' : `Bearer realm="${server.origin}/token"`;
+    const accepted = refusesAt === "basic" ? right : "Bearer RIGHT";
+    const stored = server.blob("a", CONTENT, undefined, guarded([accepted], challenge, ranges(CONTENT)));
+    for (let round = 0; round < 2; round++) {
+      const bytes = await collect(one.client.openBlob(referenceTo(server, "a"), descriptorOf(stored)));
+      assert.ok(bytes.equals(CONTENT), refusesAt);
+    }
+    const tokens = server.requestsTo("/token").length;
+    assert.equal(tokens, refusesAt === "basic" ? 0 : 3, "what was refused is not tried for the second blob");
+    assertNoSecret(
+      one,
+      undefined,
+      people.flatMap(([user, password]) => [password, basicOf(user, password)]),
+    );
+  }
+});
+
+test("when all credentials are refused the call ends, and the next one asks the sources anew", async () => {
+  await using server = await startScriptedServer();
+  const people: [string, string][] = [
+    ["a", "old"],
+    ["b", "old"],
+  ];
+  await using one = clientWith(server.host, undefined, { credentials: [source(people)] });
+  const right = basicOf("b", "renewed");
+  const stored = server.blob("a", CONTENT, undefined, guarded([right], 'Basic realm="x"', ranges(CONTENT)));
+  const read = () => collect(one.client.openBlob(referenceTo(server, "a"), descriptorOf(stored)));
+  await assert.rejects(read(), { code: "UNAUTHENTICATED", message: /it does not accept the credentials/ });
+  people[1] = ["b", "renewed"];
+  assert.ok((await read()).equals(CONTENT));
 });

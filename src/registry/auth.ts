@@ -5,7 +5,7 @@
 import { cancelled } from "../async/index.ts";
 import { ShaleError } from "../errors/index.ts";
 import { type Challenge, parseChallenges } from "./challenge.ts";
-import type { Credentials, CredentialStore } from "./credentials.ts";
+import { type Credentials, type CredentialSource, fingerprint } from "./credentials.ts";
 import { Failure, printable } from "./failure.ts";
 import { type HttpRequest, type HttpResponse, strangerTls, type TlsSettings } from "./http.ts";
 
@@ -28,7 +28,7 @@ export interface Target {
 export interface AuthorizerOptions {
   /** One exchange, redirects followed (without credentials elsewhere). */
   readonly send: (request: HttpRequest) => Promise<HttpResponse>;
-  readonly credentials: CredentialStore;
+  readonly credentials: CredentialSource;
   /** A token was fetched; the host of the token server, and its life. */
   readonly onToken: (realm: string, repository: string, expiresInMs: number) => void;
 }
@@ -38,6 +38,8 @@ const DEFAULT_LIFE_SECONDS = 60;
 /** A token is not used in its last seconds: the request has to arrive. */
 const MARGIN_MS = 5_000;
 const MAX_TOKEN_RESPONSE = 1 << 20;
+/** A token that is refused after this may have been withdrawn for its age; before, it is its owner who has no access. */
+const YOUNG_MS = 30_000;
 const CLIENT_ID = "shale";
 
 interface Grant {
@@ -45,6 +47,8 @@ interface Grant {
   readonly header: string;
   /** performance.now() after which it is not used, Infinity for basic authentication. */
   readonly expiresAt: number;
+  /** The credentials that it was made of, and performance.now() then, where there are others to try. */
+  readonly from?: { readonly fingerprint: string; readonly at: number };
 }
 
 /** Caches by (host, repository, access). */
@@ -55,8 +59,16 @@ export class Authorizer {
   /** What each host asked for last, and for which repository, so that the next token needs no refused request. */
   readonly #challenges = new Map<string, { readonly repository: string; readonly list: readonly Challenge[] }>();
 
+  /** Credentials that were refused, by key, while there are others to try. */
+  readonly #refused = new Map<string, Set<string>>();
+
   constructor(options: AuthorizerOptions) {
     this.#options = options;
+  }
+
+  /** How many credentials were refused so far: each allows one more try of the others. */
+  refusals(target: Target): number {
+    return this.#refused.get(keyOf(target))?.size ?? 0;
   }
 
   /** The header to send, renewed when it is about to expire; undefined while the host has not asked for any. */
@@ -86,6 +98,10 @@ export class Authorizer {
     if (current !== undefined && current.header !== refused && current.expiresAt > performance.now()) {
       return current.header;
     }
+    if (current?.header === refused && current?.from !== undefined) {
+      const { at, fingerprint: whose } = current.from;
+      if (current.expiresAt === Number.POSITIVE_INFINITY || performance.now() - at < YOUNG_MS) this.#refuse(key, whose);
+    }
     this.#grants.delete(key);
     const challenges = parseChallenges(headerLines);
     if (challenges.some((one) => one.scheme === "bearer" || one.scheme === "basic")) {
@@ -93,7 +109,7 @@ export class Authorizer {
     }
     const header = await this.#obtain(key, target, challenges, signal);
     // a token may be refused for its age, but the same password is refused for good
-    if (header === refused) throw unauthenticated(target, "it does not accept the credentials");
+    if (header === refused && this.refusals(target) === 0) throw unauthenticated(target, "it does not accept the credentials");
     return header;
   }
 
@@ -108,7 +124,7 @@ export class Authorizer {
       if (signal?.aborted) throw cancelled(signal);
       const running = this.#pending.get(key);
       if (running === undefined) {
-        const mine = this.#fetch(target, challenges, signal).finally(() => this.#pending.delete(key));
+        const mine = this.#fetch(key, target, challenges, signal).finally(() => this.#pending.delete(key));
         this.#pending.set(key, mine);
         const grant = await mine;
         this.#grants.set(key, grant);
@@ -122,7 +138,42 @@ export class Authorizer {
     }
   }
 
-  async #fetch(target: Target, challenges: readonly Challenge[], signal: AbortSignal | undefined): Promise<Grant> {
+  /** With the first credentials that give a grant and were not refused. */
+  async #fetch(
+    key: string,
+    target: Target,
+    challenges: readonly Challenge[],
+    signal: AbortSignal | undefined,
+  ): Promise<Grant> {
+    const all = await this.#options.credentials.find(target.origin.host, target.repository, signal);
+    if (all.length < 2) return await this.#grant(target, challenges, all[0], signal);
+    for (const credentials of all) {
+      if (this.#refused.get(key)?.has(fingerprint(credentials)) === true) continue;
+      try {
+        const grant = await this.#grant(target, challenges, credentials, signal);
+        return { ...grant, from: { fingerprint: fingerprint(credentials), at: performance.now() } };
+      } catch (error) {
+        if (!(error instanceof Failure) || error.code !== "UNAUTHENTICATED") throw error;
+        this.#refuse(key, fingerprint(credentials));
+      }
+    }
+    // All were refused. They may be renewed: the next call begins with the first again.
+    this.#refused.delete(key);
+    throw unauthenticated(target, "it does not accept the credentials");
+  }
+
+  #refuse(key: string, whose: string): void {
+    const refused = this.#refused.get(key);
+    if (refused === undefined) this.#refused.set(key, new Set([whose]));
+    else refused.add(whose);
+  }
+
+  async #grant(
+    target: Target,
+    challenges: readonly Challenge[],
+    credentials: Credentials | undefined,
+    signal: AbortSignal | undefined,
+  ): Promise<Grant> {
     const bearer = challenges.find((one) => one.scheme === "bearer");
     const basic = challenges.find((one) => one.scheme === "basic");
     if (challenges.length === 0) throw unauthenticated(target, "access is refused (HTTP 401)");
@@ -134,7 +185,6 @@ export class Authorizer {
         `it asks for an authentication other than token and basic: ${offered}`,
       );
     }
-    const credentials = await this.#options.credentials.find(target.origin.host, target.repository, signal);
     if (credentials?.kind === "registry-token") {
       return { header: `Bearer ${credentials.token}`, expiresAt: Number.POSITIVE_INFINITY };
     }

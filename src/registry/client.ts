@@ -13,6 +13,7 @@ import {
   type Reference,
 } from "../oci/index.ts";
 import { readBlob } from "./blob.ts";
+import type { CredentialSource } from "./credentials.ts";
 import type { RegistryEvent } from "./events.ts";
 import { explain, Failure } from "./failure.ts";
 import { type Endpoint, loadEndpoints } from "./hosts.ts";
@@ -29,6 +30,8 @@ export interface RegistryOptions {
   readonly authFile?: string;
   /** In place of $DOCKER_CONFIG and ~/.docker. */
   readonly dockerConfigDir?: string;
+  /** Asked for credentials before the files are. */
+  readonly credentials?: readonly CredentialSource[];
   /** Directories with a directory per registry (hosts.toml, certificates). */
   readonly hostsDirs?: readonly string[];
   readonly userAgent?: string;
@@ -92,6 +95,7 @@ export class RegistryClient implements AsyncDisposable {
       transport: this.#transport,
       userAgent: options.userAgent ?? "shale",
       env,
+      credentials: options.credentials ?? [],
       ...(options.authFile === undefined ? {} : { authFile: options.authFile }),
       ...(options.dockerConfigDir === undefined ? {} : { dockerConfigDir: options.dockerConfigDir }),
       log: this.#log,

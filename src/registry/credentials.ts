@@ -2,6 +2,7 @@
  * Credentials as docker and podman keep them: ~/.docker/config.json and containers/auth.json, with `auths`,
  * `credHelpers` and `credsStore` (containers-auth.json(5), docker login).
  */
+import { hash } from "node:crypto";
 import { join } from "node:path";
 import { FormatError, ShaleError } from "../errors/index.ts";
 import { findFile, readFile } from "../sys/index.ts";
@@ -14,6 +15,15 @@ export type Credentials =
   /** An access token as it is. */
   | { readonly kind: "registry-token"; readonly token: string };
 
+/**
+ * Whoever else knows credentials: a cluster's pull secrets, the node's kubelet. Asked anew for each login and each token, so
+ * that what has been renewed is used.
+ */
+export interface CredentialSource {
+  /** All that may open `repository` on `host`, the likeliest first. `host` is the one that is asked: for docker.io registry-1.docker.io. */
+  find(host: string, repository: string, signal?: AbortSignal): Promise<readonly Credentials[]>;
+}
+
 export interface CredentialOptions {
   /** Use this file only. */
   readonly authFile?: string;
@@ -24,15 +34,37 @@ export interface CredentialOptions {
   readonly onProblem: (problem: string) => void;
 }
 
-interface AuthFile {
+export interface AuthFile {
   readonly auths: ReadonlyMap<string, Credentials>;
   readonly credHelpers: ReadonlyMap<string, string>;
   readonly credsStore: string | undefined;
 }
 
 const MAX_AUTH_FILE = 4 << 20;
+/** Credentials tried for one repository, of all sources together. */
+const MAX_CANDIDATES = 16;
 /** Names under which Docker Hub's credentials are kept; the first is docker's. */
 const HUB_SERVERS = ["https://index.docker.io/v1/", "docker.io", "index.docker.io", "registry-1.docker.io"];
+
+/** What `sources` have, then what is in the files; each set of credentials once. */
+export function credentialsOf(sources: readonly CredentialSource[], files: CredentialStore): CredentialSource {
+  return {
+    async find(host, repository, signal) {
+      const found = new Map<string, Credentials>();
+      for (const source of sources) {
+        for (const one of await source.find(host, repository, signal)) found.set(fingerprint(one), one);
+      }
+      const own = await files.find(host, repository, signal);
+      if (own !== undefined) found.set(fingerprint(own), own);
+      return [...found.values()].slice(0, MAX_CANDIDATES);
+    },
+  };
+}
+
+/** Tells credentials apart without keeping them. */
+export function fingerprint(credentials: Credentials): string {
+  return hash("sha256", JSON.stringify(credentials));
+}
 
 /** Reads the files anew for each question: `docker login` may have come in between. */
 export class CredentialStore {
@@ -79,25 +111,14 @@ export class CredentialStore {
     repository: string,
     signal: AbortSignal | undefined,
   ): Promise<Credentials | undefined> {
-    const servers = HUB_SERVERS.includes(host) ? HUB_SERVERS : [host];
+    const servers = serversOf(host);
     const helper = servers.map((server) => file.credHelpers.get(server)).find((one) => one !== undefined);
     for (const name of new Set([helper, file.credsStore])) {
       if (name === undefined || name === "") continue;
       const found = await this.#ask(name, servers[0]!, signal);
       if (found !== undefined) return found;
     }
-    // keys are hosts or paths, with or without a scheme; docker wrote "https://host/v1/"
-    for (const server of servers) {
-      for (let path = `${server}/${repository}`; ; path = path.slice(0, path.lastIndexOf("/"))) {
-        const found = file.auths.get(path);
-        if (found !== undefined) return found;
-        if (path.length <= server.length) break;
-      }
-    }
-    for (const [key, credentials] of file.auths) {
-      if (/^https?:\/\//.test(key) && servers.includes(hostOfKey(key))) return credentials;
-    }
-    return undefined;
+    return findAuth(file.auths, host, repository);
   }
 
   async #ask(name: string, server: string, signal: AbortSignal | undefined): Promise<Credentials | undefined> {
@@ -117,6 +138,30 @@ export class CredentialStore {
   }
 }
 
+function serversOf(host: string): readonly string[] {
+  return HUB_SERVERS.includes(host) ? HUB_SERVERS : [host];
+}
+
+/** Keys are hosts or paths, with or without a scheme; docker wrote "https://host/v1/". The most specific path wins. */
+export function findAuth(
+  auths: ReadonlyMap<string, Credentials>,
+  host: string,
+  repository: string,
+): Credentials | undefined {
+  const servers = serversOf(host);
+  for (const server of servers) {
+    for (let path = `${server}/${repository}`; ; path = path.slice(0, path.lastIndexOf("/"))) {
+      const found = auths.get(path);
+      if (found !== undefined) return found;
+      if (path.length <= server.length) break;
+    }
+  }
+  for (const [key, credentials] of auths) {
+    if (/^https?:\/\//.test(key) && servers.includes(hostOfKey(key))) return credentials;
+  }
+  return undefined;
+}
+
 /** "https://quay.io/v1/" -> "quay.io". */
 function hostOfKey(key: string): string {
   const bare = key.replace(/^https?:\/\//, "");
@@ -124,13 +169,20 @@ function hostOfKey(key: string): string {
   return slash < 0 ? bare : bare.slice(0, slash);
 }
 
-/** Errors name the file and the place, never a value: JSON.parse's own message quotes the text around its mistake. */
 function readAuthFile(path: string): AuthFile {
+  return parseAuthFile(readFile(path, MAX_AUTH_FILE).toString("utf8"), path);
+}
+
+/**
+ * The text of a docker config; `name` is for messages. Errors name the file and the place, never a value: JSON.parse's own
+ * message quotes the text around its mistake.
+ */
+export function parseAuthFile(content: string, name: string): AuthFile {
   const fail = (field: string, problem: string) =>
-    new FormatError(path, field, problem, { code: "FAILED_PRECONDITION" });
+    new FormatError(name, field, problem, { code: "FAILED_PRECONDITION" });
   let root: unknown;
   try {
-    root = JSON.parse(readFile(path, MAX_AUTH_FILE).toString("utf8") || "{}");
+    root = JSON.parse(content || "{}");
   } catch (error) {
     if (!(error instanceof SyntaxError)) throw error;
     throw fail("document", "is not JSON");

@@ -3,7 +3,7 @@
  * repetition but for authorization; repetition is the caller's.
  */
 import { type Access, Authorizer, loginHint, type Target } from "./auth.ts";
-import { CredentialStore } from "./credentials.ts";
+import { type CredentialSource, CredentialStore, credentialsOf } from "./credentials.ts";
 import type { RegistryEvent } from "./events.ts";
 import { Failure, printable } from "./failure.ts";
 import type { Endpoint } from "./hosts.ts";
@@ -15,6 +15,8 @@ export interface RequestsOptions {
   readonly env: NodeJS.ProcessEnv;
   readonly authFile?: string;
   readonly dockerConfigDir?: string;
+  /** Asked before the files. */
+  readonly credentials: readonly CredentialSource[];
   readonly log: (event: RegistryEvent) => void;
 }
 
@@ -52,15 +54,18 @@ export class Requests {
     this.#options = options;
     this.#authorizer = new Authorizer({
       send: (request) => this.#follow(request, undefined),
-      credentials: new CredentialStore({
-        env: options.env,
-        ...(options.authFile === undefined ? {} : { authFile: options.authFile }),
-        ...(options.dockerConfigDir === undefined ? {} : { dockerConfigDir: options.dockerConfigDir }),
-        onProblem: (problem) => {
-          this.#helperProblem = problem;
-          options.log({ kind: "credentials", problem });
-        },
-      }),
+      credentials: credentialsOf(
+        options.credentials,
+        new CredentialStore({
+          env: options.env,
+          ...(options.authFile === undefined ? {} : { authFile: options.authFile }),
+          ...(options.dockerConfigDir === undefined ? {} : { dockerConfigDir: options.dockerConfigDir }),
+          onProblem: (problem) => {
+            this.#helperProblem = problem;
+            options.log({ kind: "credentials", problem });
+          },
+        }),
+      ),
       onToken: (realm, repository, expiresInMs) => options.log({ kind: "token", host: realm, repository, expiresInMs }),
     });
   }
@@ -135,7 +140,7 @@ export class Requests {
       );
       if (options.accepts.includes(response.status)) return await checkEncoding(response);
       const redirected = !own || response.url.origin !== url.origin;
-      if (response.status !== 401 || redirected || challenges >= MAX_CHALLENGES) {
+      if (response.status !== 401 || redirected || challenges - this.#authorizer.refusals(target) >= MAX_CHALLENGES) {
         throw await this.#failureOf(response, url, authorization, redirected);
       }
       const lines = response.headerLines("www-authenticate");
