@@ -14,6 +14,7 @@ import {
   cloneFile,
   encodeDevice,
   getXattr,
+  listXattrs,
   type Path,
   RENAME_EXCHANGE,
   RENAME_NOREPLACE,
@@ -36,6 +37,7 @@ import {
   openat2Beneath,
   PATH_MAX,
   renameat2,
+  readlinkat,
   type Statx,
   setModified,
   setModifiedAt,
@@ -213,6 +215,35 @@ export function findAt(directory: number, name: ByteString): Statx | undefined {
     throw error;
   }
 }
+
+/** The target of a symlink. EINVAL when the name is something else. */
+export function readLinkAt(directory: number, name: ByteString): ByteString {
+  return observed("read", directory, () => readlinkat(directory, checked(name)));
+}
+
+/**
+ * The extended attributes of a name (a symlink itself; of `directory` with "") that this user may read, by name. None where the
+ * file system has no such thing.
+ */
+export function readXattrsAt(directory: number, name: ByteString): readonly XattrValue[] {
+  return observed("read", directory, () => {
+    const file = name === "" ? directory : Buffer.from(`/proc/self/fd/${directory}/${checked(name)}`, "latin1");
+    try {
+      const names = listXattrs(file);
+      if (names.length === 0) return NO_XATTRS;
+      return names.sort().map((key) => ({ name: key, value: byteString(getXattr(file, Buffer.from(key, "latin1"))) }));
+    } catch (error) {
+      if (errnoOf(error) === "ENOTSUP" || errnoOf(error) === "EOPNOTSUPP") return NO_XATTRS;
+      throw error;
+    }
+  });
+}
+
+export interface XattrValue {
+  readonly name: ByteString;
+  readonly value: ByteString;
+}
+const NO_XATTRS: readonly XattrValue[] = [];
 
 export function statDescriptor(fd: number): Statx {
   return observed("stat", fd, () => statx(fd, ""));

@@ -1,5 +1,6 @@
 /** Copying a range between files by the cheapest means that both file systems have. */
 import { errnoOf, ShaleError } from "../errors/index.ts";
+import { dataRanges } from "./data-ranges.ts";
 import { effect } from "./effects.ts";
 import { readAt, writeAt } from "./files.ts";
 import { cloneRange, copyFileRange } from "./libc.ts";
@@ -25,32 +26,95 @@ export function copyRange(
   options: { readonly reflink?: boolean } = {},
 ): CopyMethod {
   if (length === 0) return "reflink"; // to FICLONERANGE, 0 means "to the end"
-  let done = 0;
-  if (
-    options.reflink !== false &&
-    tried(() => effectOnTarget(() => cloneRange(source, sourceOffset, target, targetOffset, length)))
-  )
-    return "reflink";
-  while (done < length) {
-    const copied = tried(() =>
-      effectOnTarget(() => copyFileRange(source, sourceOffset + done, target, targetOffset + done, length - done)),
-    );
-    if (copied === undefined) break;
-    if (copied.value === 0) throw tooShort(source, sourceOffset + done);
-    done += copied.value;
-  }
+  const clone = () => cloneRange(source, sourceOffset, target, targetOffset, length);
+  const cloned = () => tried(() => effect("copy", target, clone, { offset: targetOffset, length }));
+  if (options.reflink !== false && cloned()) return "reflink";
+  const done = copyInKernel(source, sourceOffset, target, targetOffset, length);
   if (done === length) return "copy_file_range";
-  const buffer = Buffer.allocUnsafeSlow(Math.min(BUFFER, length - done));
-  while (done < length) {
-    const part = buffer.subarray(0, Math.min(buffer.length, length - done));
-    if (readAt(source, part, sourceOffset + done) !== part.length) throw tooShort(source, sourceOffset + done);
-    writeAt(target, part, targetOffset + done);
-    done += part.length;
-  }
+  readAndWrite(source, sourceOffset + done, target, targetOffset + done, length - done);
   return "read-write";
+}
 
-  function effectOnTarget<T>(run: () => T): T {
-    return effect("copy", target, run, { offset: targetOffset + done, length: length - done });
+/** Bytes by the way they came. */
+export interface MovedBytes {
+  readonly cloned: number;
+  /** Inside the kernel, by copy_file_range(2). */
+  readonly copied: number;
+  /** Through this process. */
+  readonly written: number;
+}
+
+export interface MoveOptions {
+  /** What cloning is done in multiples of: the file system's block, or the larger unit that it asks for. */
+  readonly blockSize: number;
+  /** Whether the source may have holes (it has fewer blocks than bytes); they are left out then. */
+  readonly sparse?: boolean;
+}
+
+/**
+ * Brings `length` bytes into a part of `target` that holds nothing yet, by the cheapest means: whole blocks are cloned where
+ * both offsets are multiples of the block; what can't be is copied, data only, holes stay holes. The partial block at the
+ * end is written, never cloned: what is written behind it would make the file system copy the shared block (XFS sets aside
+ * space for that, five times as much as is needed). The target may end earlier than the range when that ends in a hole.
+ * DATA_LOSS when the source ends before.
+ */
+export function moveRange(
+  source: number,
+  sourceOffset: number,
+  target: number,
+  targetOffset: number,
+  length: number,
+  options: MoveOptions,
+): MovedBytes {
+  const { blockSize, sparse = false } = options;
+  const aligned = sourceOffset % blockSize === 0 && targetOffset % blockSize === 0;
+  const whole = aligned ? length - (length % blockSize) : 0;
+  const counts = { cloned: 0, copied: 0, written: 0 };
+  if (whole > 0) {
+    const clone = () => cloneRange(source, sourceOffset, target, targetOffset, whole);
+    if (tried(() => effect("copy", target, clone, { offset: targetOffset, length: whole }))) counts.cloned = whole;
+  }
+  const rest = { offset: sourceOffset + counts.cloned, length: length - counts.cloned };
+  const shift = targetOffset - sourceOffset;
+  for (const { offset, length: part } of sparse ? dataRanges(source, rest.offset, rest.length) : [rest]) {
+    if (counts.cloned > 0) {
+      readAndWrite(source, offset, target, offset + shift, part);
+      counts.written += part;
+    } else {
+      const copied = copyInKernel(source, offset, target, offset + shift, part);
+      readAndWrite(source, offset + copied, target, offset + copied + shift, part - copied);
+      counts.copied += copied;
+      counts.written += part - copied;
+    }
+  }
+  return counts;
+}
+
+/** As much of the range as copy_file_range does; 0 where it does nothing. */
+function copyInKernel(source: number, from: number, target: number, to: number, length: number): number {
+  let done = 0;
+  while (done < length) {
+    const step = tried(() =>
+      effect("copy", target, () => copyFileRange(source, from + done, target, to + done, length - done), {
+        offset: to + done,
+        length: length - done,
+      }),
+    );
+    if (step === undefined) break;
+    if (step.value === 0) throw tooShort(source, from + done);
+    done += step.value;
+  }
+  return done;
+}
+
+function readAndWrite(source: number, from: number, target: number, to: number, length: number): void {
+  if (length === 0) return;
+  const buffer = Buffer.allocUnsafeSlow(Math.min(BUFFER, length));
+  for (let done = 0; done < length; ) {
+    const part = buffer.subarray(0, Math.min(buffer.length, length - done));
+    if (readAt(source, part, from + done) !== part.length) throw tooShort(source, from + done);
+    writeAt(target, part, to + done);
+    done += part.length;
   }
 }
 

@@ -82,6 +82,23 @@ export function symlinkat(target: ByteString, directory: number, name: ByteStrin
   );
 }
 
+const AT_FDCWD = -100;
+const AT_SYMLINK_FOLLOW = 0x400;
+
+/** Gives an open file, also one that never had a name (O_TMPFILE), a name by its path. EEXIST when it is taken. */
+export function linkDescriptor(fd: number, path: ByteString): void {
+  call(
+    "int linkat(int, const void *, int, const void *, int)",
+    "linkat",
+    path,
+    AT_FDCWD,
+    write(second, `/proc/self/fd/${fd}`, "linkat"),
+    AT_FDCWD,
+    write(first, path, "linkat"),
+    AT_SYMLINK_FOLLOW,
+  );
+}
+
 /** linkat(2) without flags: a symlink gets a second name itself. */
 export function linkat(fromDirectory: number, from: ByteString, directory: number, name: ByteString): void {
   call(
@@ -182,6 +199,20 @@ export function fremovexattr(fd: number, name: ByteString): void {
   call("int fremovexattr(int, const void *)", "fremovexattr", undefined, fd, write(first, name, "fremovexattr"));
 }
 
+/** readlinkat(2): the target byte by byte. EINVAL when the name is no symlink. */
+export function readlinkat(directory: number, name: ByteString): ByteString {
+  const length = call(
+    "int64_t readlinkat(int, const void *, void *, size_t)",
+    "readlinkat",
+    name,
+    directory,
+    write(first, name, "readlinkat"),
+    second,
+    second.length,
+  );
+  return second.toString("latin1", 0, length);
+}
+
 const STATX_BASIC_STATS = 0x7ff;
 const status = Buffer.alloc(256); // struct statx
 const view = new DataView(status.buffer, status.byteOffset, status.byteLength);
@@ -198,6 +229,11 @@ export interface Statx {
   readonly allocated: number;
   readonly mtimeSeconds: number;
   readonly mtimeNanoseconds: number;
+  /** Of a character or block device. */
+  readonly rdevMajor: number;
+  readonly rdevMinor: number;
+  /** The device that the file system is on, as in mountinfo: "259:3". */
+  readonly device: string;
 }
 
 /** statx(2) of the name itself, or with "" of the descriptor. */
@@ -222,6 +258,9 @@ export function statx(directory: number, name: ByteString): Statx {
     allocated: Number(view.getBigUint64(48, true)) * 512,
     mtimeSeconds: Number(view.getBigInt64(112, true)),
     mtimeNanoseconds: view.getUint32(120, true),
+    rdevMajor: view.getUint32(128, true),
+    rdevMinor: view.getUint32(132, true),
+    device: `${view.getUint32(136, true)}:${view.getUint32(140, true)}`,
   };
 }
 

@@ -171,3 +171,24 @@ test("encodeTarHeader() is read by GNU tar as it was meant", () => {
   assert.match(lines[0]!, /^-rwsr-xr-x 3000000\/7 +5 2020-09-13 12:26 (d\/){120}file$/);
   assert.match(lines[1]!, /^lrw-r--r-- 0\/0 +0 1970-01-01 00:00 link -> t{150}$/);
 });
+
+test("encodeTarHeader() puts content at a multiple of the alignment, and says the same", () => {
+  const multiples = fc.integer({ min: 0, max: 300 }).map((n) => n * 512);
+  const alignments = fc.constantFrom(512, 4096, 16384, 65536, 131072);
+  const names = fc.integer({ min: 1, max: 200 }).map((n) => "n".repeat(n));
+  fc.assert(
+    fc.property(
+      names,
+      fc.integer({ min: 0, max: 999_999_999 }),
+      multiples,
+      alignments,
+      (path, ns, offset, alignment) => {
+        const entry = header({ path, mtimeSeconds: 1, mtimeNanoseconds: ns });
+        const bytes = encodeTarHeader(entry, { offset, alignment });
+        assert.equal((offset + bytes.length) % alignment, 0);
+        assert.ok(bytes.length <= encodeTarHeader(entry).length + alignment + 512);
+        assert.deepEqual(decodeTar([bytes]).entries, decodeTar([encodeTarHeader(entry)]).entries);
+      },
+    ),
+  );
+});

@@ -25,12 +25,19 @@ export function tarPadding(size: number): Uint8Array {
   return ZEROS.subarray(0, (BLOCK_SIZE - (size % BLOCK_SIZE)) % BLOCK_SIZE);
 }
 
+/** Where a header is written, so that the content behind it begins at a multiple of `alignment` (itself one of 512). */
+export interface TarPlace {
+  readonly offset: number;
+  readonly alignment: number;
+}
+
 /**
  * All header blocks of one entry. A file's `size` bytes and their padding follow them; a sparse file is written with its
- * holes as zeros. A directory's path gets a slash at its end. RangeError for what no tar can say (NUL in a path,
- * a negative owner).
+ * holes as zeros. A directory's path gets a slash at its end. With a place, a record `comment` fills the extended header up to
+ * the alignment: POSIX has it ignored, and of all readers none warns of it. RangeError for what no tar can say (NUL in a
+ * path, a negative owner).
  */
-export function encodeTarHeader(entry: TarHeader): Uint8Array {
+export function encodeTarHeader(entry: TarHeader, place?: TarPlace): Uint8Array {
   const path = entry.type === "directory" && !entry.path.endsWith("/") ? `${entry.path}/` : entry.path;
   const size = entry.type === "file" ? entry.size : 0;
   check(entry, path, size);
@@ -64,6 +71,8 @@ export function encodeTarHeader(entry: TarHeader): Uint8Array {
     devMajor: fits(entry.rdevMajor, FIELDS.devMajor) ? entry.rdevMajor : 0,
     devMinor: fits(entry.rdevMinor, FIELDS.devMinor) ? entry.rdevMinor : 0,
   });
+  const filler = place === undefined ? 0 : fillerLength(records, place);
+  if (filler > 0) records.set("comment", " ".repeat(filler));
   if (records.size === 0) return header;
   const body = encodePax(records);
   const base = entry.path.replace(/\/+$/, "").split("/").at(-1) ?? "";
@@ -81,6 +90,24 @@ export function encodeTarHeader(entry: TarHeader): Uint8Array {
     devMinor: 0,
   });
   return Buffer.concat([extended, body, tarPadding(body.length), header]);
+}
+
+const COMMENT = " comment=\n".length;
+
+/** Length of the `comment` that makes the headers end at a multiple of the alignment; 0 when they do without one. */
+function fillerLength(records: ReadonlyMap<string, ByteString>, { offset, alignment }: TarPlace): number {
+  const body = records.size === 0 ? 0 : encodePax(records).length;
+  const blocks = Math.ceil(body / BLOCK_SIZE) * BLOCK_SIZE;
+  const end = offset + (records.size === 0 ? 0 : BLOCK_SIZE + blocks) + BLOCK_SIZE;
+  let missing = (alignment - (end % alignment)) % alignment;
+  if (missing === 0) return 0;
+  // The first record brings a header block of its own.
+  if (records.size === 0) {
+    while (missing < 2 * BLOCK_SIZE) missing += alignment;
+    missing -= BLOCK_SIZE;
+  }
+  const record = blocks + missing - body; // at least one block, so any length of its own digits fits
+  return record - COMMENT - `${record}`.length;
 }
 
 /** Records in byte order of their keys, each "LENGTH KEY=VALUE\n" with a length that counts its own digits. */
