@@ -38,6 +38,7 @@ export { type GzipHeader, parseGzipHeader } from "./gzip-header.ts";
 export { LOOKAHEAD, PIECE_SIZE } from "./pieces.ts";
 export { zlibInflate } from "./zlib-inflate.ts";
 export { scanZstdFrames, type ZstdFrame } from "./zstd.ts";
+export { decompressZstdChunk } from "./zstd-chunk.ts";
 export { compressZstd, zstdEncoderName } from "./zstd-compress.ts";
 export * from "./zstd-seekable.ts";
 export { parseZstdFrameHeader, ZSTD_WINDOW_MAX, type ZstdFrameHeader } from "./zstd-frame.ts";

@@ -136,6 +136,33 @@ export class LayerWriter implements TarSink, Disposable {
     }
   }
 
+  /**
+   * In place of `payload`, for a file without holes whose whole content the caller has in one piece and has hashed:
+   * `digest` is its SHA-256.
+   */
+  content(bytes: Uint8Array, digest: Uint8Array): void {
+    if (this.#inode === NONE || this.#inline) {
+      this.payload(bytes);
+      return;
+    }
+    this.#tellRecipe();
+    this.#produced = bytes.length;
+    this.#store(bytes.length, digest, bytes);
+  }
+
+  /** In place of `payload`: the content of the current file is a payload of the store, found under its digest. */
+  refer(size: number, place: { readonly blob: string; readonly offset: number }): void {
+    this.#tellRecipe();
+    this.#produced = size;
+    this.#sharedBytes += size;
+    this.#builder.index.setContent(this.#inode, Content.EXTENT, this.#deviceNumber(place.blob), place.offset);
+  }
+
+  /** Whether the current file can refer to a payload: it has an inode, and its content does not live inside of it. */
+  get canRefer(): boolean {
+    return this.#inode !== NONE && !this.#inline;
+  }
+
   endEntry(): void {
     const entry = this.#entry!;
     this.#entry = undefined;
