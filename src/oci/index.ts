@@ -13,6 +13,7 @@
 export * from "./config.ts";
 export type { Descriptor } from "./descriptor.ts";
 export * from "./digest.ts";
+export { decodeJson, decodeJsonValue, type JsonNode } from "./json.ts";
 export * from "./limits.ts";
 export * from "./manifest.ts";
 export * from "./media-types.ts";

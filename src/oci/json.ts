@@ -116,6 +116,13 @@ export class JsonNode {
 
 /** Decodes a whole document: UTF-8, one JSON object. FormatError over `limit` bytes or for anything else. */
 export function decodeJson(bytes: Uint8Array, format: string, limit: number): JsonNode {
+  const root = decodeJsonValue(bytes, format, limit);
+  root.get(""); // the root is an object
+  return root;
+}
+
+/** As {@link decodeJson}, for a document that may be a list, or null. */
+export function decodeJsonValue(bytes: Uint8Array, format: string, limit: number): JsonNode {
   if (bytes.length > limit) {
     throw new FormatError(format, "document", `has ${bytes.length} bytes, the limit is ${limit}`, {
       code: "RESOURCE_EXHAUSTED",
@@ -129,9 +136,7 @@ export function decodeJson(bytes: Uint8Array, format: string, limit: number): Js
     if (!(error instanceof SyntaxError) && !(error instanceof TypeError)) throw error;
     throw new FormatError(format, "document", "is not JSON in UTF-8", { cause: error });
   }
-  const root = new JsonNode(format, "", value);
-  root.get(""); // the root is an object
-  return root;
+  return new JsonNode(format, "", value);
 }
 
 function typeName(value: unknown): string {

@@ -212,6 +212,19 @@ describe("ProcessTreeReader", () => {
     assert.deepEqual([tree.architecture, tree.hostname, tree.imageVersion], ["amd64", "host", 2]);
   });
 
+  test("argumentsIn() finds command lines in a pages file", () => {
+    const line = { address: STACK + PAGE_SIZE + 100, length: 12 };
+    const reader = new ProcessTreeReader();
+    const processes = [{ pid: 1, ppid: 0, comm: "sh", runs: SAMPLE[0]!.runs, arguments: line }];
+    for (const [name, content] of encodeProcesses(processes)) {
+      if (ProcessTreeReader.wants(name, content.length)) reader.add(name, content);
+    }
+    assert.deepEqual(reader.argumentsIn(1), [{ pid: 1, offset: 3 * PAGE_SIZE + 100, length: 12 }]);
+    assert.deepEqual(reader.argumentsIn(2), []);
+    reader.addArguments(1, Buffer.from("sh\0-c\0exit\0\0"));
+    assert.deepEqual(reader.finish().processes[0]!.arguments, ["sh", "-c", "exit"]);
+  });
+
   test("does without images that are missing, and with parents in a circle", () => {
     const pstree = encodeImage("pstree", [encodeMessage([1, 2], [2, 3]), encodeMessage([1, 3], [2, 2])]);
     const tree = readTree([["pstree.img", pstree]]);

@@ -1,9 +1,9 @@
 /** The process tree of a checkpoint, put together from its images as they come by, in any order. */
-import type { ByteString } from "../../bytes/index.ts";
+import { type ByteString, byteString } from "../../bytes/index.ts";
 import { decodeImage, decodeSingle } from "./images.ts";
 import { LIMITS } from "./limits.ts";
 import { CORE, FILE, INVENTORY, MACHINES, MM, PSTREE, TASK_STATES, UTSNS } from "./messages.ts";
-import { decodePagemap, PAGE_SIZE, type Pagemap } from "./pagemap.ts";
+import { decodePagemap, locateMemory, PAGE_SIZE, type Pagemap } from "./pagemap.ts";
 
 export interface Process {
   /** In its own pid namespace; the root's is 1 as a rule. */
@@ -23,8 +23,8 @@ export interface Process {
   readonly memory: number;
   /** Bytes that are in the checkpoint before this one. */
   readonly memoryInParent: number;
-  /** Where the command line is in its memory. */
-  readonly arguments: { readonly address: number; readonly length: number } | undefined;
+  /** Its command line; undefined where its memory was not seen. A program may have written anything there. */
+  readonly arguments: readonly ByteString[] | undefined;
   readonly pagemap: Pagemap | undefined;
 }
 
@@ -38,12 +38,16 @@ export interface ProcessTree {
   readonly imageVersion: number | undefined;
 }
 
+/** Bytes of a command line that are kept. */
+const MAX_ARGUMENTS = 4096;
+
 const NUMBERED = /^(core|mm|pagemap)-(\d{1,10})\.img$/;
 
 export class ProcessTreeReader {
   readonly #cores = new Map<number, ReturnType<typeof CORE.decode>>();
   readonly #memory = new Map<number, ReturnType<typeof MM.decode>>();
   readonly #pagemaps = new Map<number, Pagemap>();
+  readonly #arguments = new Map<number, readonly ByteString[]>();
   readonly #files = new Map<number, ByteString>();
   #entries: ReturnType<typeof PSTREE.decode>[] = [];
   #imageVersion: number | undefined;
@@ -71,6 +75,27 @@ export class ProcessTreeReader {
         if (id !== undefined && regular?.name !== undefined) this.#files.set(id, regular.name);
       }
     } else this.#hostname = decodeSingle(bytes, "utsns", UTSNS, name).nodename;
+  }
+
+  /**
+   * Where in pages-<pagesId>.img command lines are, ascending, as far as the images before it told; their bytes are to be
+   * given to `addArguments`.
+   */
+  argumentsIn(pagesId: number): { readonly pid: number; readonly offset: number; readonly length: number }[] {
+    const found: { pid: number; offset: number; length: number }[] = [];
+    for (const [pid, pagemap] of this.#pagemaps) {
+      if (pagemap.pagesId !== pagesId) continue;
+      const { argStart = 0, argEnd = 0 } = this.#memory.get(pid) ?? {};
+      if (argEnd <= argStart) continue;
+      // of a line that runs on into another run of pages, the beginning tells enough
+      const [place] = locateMemory(pagemap, argStart, Math.min(argEnd - argStart, MAX_ARGUMENTS)) ?? [];
+      if (place !== undefined) found.push({ pid, ...place });
+    }
+    return found.sort((a, b) => a.offset - b.offset);
+  }
+
+  addArguments(pid: number, bytes: Uint8Array): void {
+    this.#arguments.set(pid, byteString(bytes).replace(/\0+$/, "").split("\0"));
   }
 
   finish(): ProcessTree {
@@ -102,7 +127,6 @@ export class ProcessTreeReader {
     const mm = this.#memory.get(pid);
     const pagemap = this.#pagemaps.get(pid);
     const state = core?.task?.state;
-    const length = (mm?.argEnd ?? 0) - (mm?.argStart ?? 0);
     return {
       pid,
       ppid,
@@ -114,7 +138,7 @@ export class ProcessTreeReader {
       state: state === undefined ? undefined : (TASK_STATES[state] ?? String(state)),
       memory: pagemap?.size ?? 0,
       memoryInParent: (pagemap?.parentPages ?? 0) * PAGE_SIZE,
-      arguments: mm?.argStart !== undefined && length > 0 ? { address: mm.argStart, length } : undefined,
+      arguments: this.#arguments.get(pid),
       pagemap,
     };
   }
