@@ -1,7 +1,7 @@
 import { type ByteString, displayBytes } from "../../bytes/index.ts";
 import type { ErrorCode, FormatError } from "../../errors/index.ts";
 import type { Xattr } from "../layer-index/index.ts";
-import { type Segment, type TarEntry, type TarEntryType, type TarSink, tarError } from "./entry.ts";
+import { type Segment, type TarEntry, type TarEntryType, type TarSink, type TarUnkept, tarError } from "./entry.ts";
 import {
   BLOCK_SIZE,
   checksumMatches,
@@ -377,7 +377,8 @@ export class TarDecoder {
     if (path === "") throw tarError("name", "is empty", headerOffset);
     const number = (field: HeaderField) => this.#number(block, start, field, headerOffset, path);
 
-    const modeField = number(FIELDS.mode) % 0o1000000;
+    const fullMode = number(FIELDS.mode);
+    const modeField = fullMode % 0o1000000;
     if (type === "file" && (modeField & FILE_TYPE_BITS) === SOCKET_BITS) {
       throw tarError("mode", "is that of a socket, and a layer can't hold one", headerOffset, { path });
     }
@@ -400,6 +401,7 @@ export class TarDecoder {
     if (type !== "file") stored = 0;
     if (stored > this.#limits.fileSize) throw this.#tooLarge(stored, headerOffset, path);
 
+    const unkept = unkeptOf(type, flag, fullMode, pax, this.#global, dialect, block, start);
     const time: PaxTime | undefined = pax.mtime ?? this.#global.mtime;
     const special = type === "character" || type === "block";
     const draft: Draft = {
@@ -418,6 +420,7 @@ export class TarDecoder {
       segments: undefined,
       headerOffset,
       ignoredRecords: pax.ignored,
+      ...(unkept && { unkept }),
     };
     if (pax.realSize !== undefined && type === "file" && pax.realSize !== stored) {
       throw tarError("SCHILY.realsize", "differs from the size: star's sparse files are not supported", headerOffset, {
@@ -564,6 +567,50 @@ function view(bytes: Buffer, start: number, end: number): Uint8Array {
 function paddingOf(size: number): number {
   const rest = size % BLOCK_SIZE;
   return rest === 0 ? 0 : BLOCK_SIZE - rest;
+}
+
+/** Undefined for the usual header, which says nothing of the kind. */
+function unkeptOf(
+  type: TarEntryType,
+  flag: string,
+  fullMode: number,
+  pax: PaxHeader,
+  global: PaxHeader,
+  dialect: Dialect,
+  block: Buffer,
+  start: number,
+): TarUnkept | undefined {
+  let differsInGo: string | undefined;
+  if (flag === "7" || flag === "D") differsInGo = `its type flag is ${flag}`;
+  else if (pax.foreign !== undefined) differsInGo = `it has a record ${pax.foreign}`;
+  else if (global.mtime !== undefined || global.uid !== undefined || global.gid !== undefined) {
+    differsInGo = "a global header counts for it";
+  } else if (type !== "file" && (pax.size ?? numberField(block, start, FIELDS.size)) !== 0) {
+    differsInGo = `it is a ${type} with a size`;
+  } else if (type !== "character" && type !== "block" && dialect !== "v7" && hasDevice(block, start)) {
+    differsInGo = `it is a ${type} with a device number`;
+  }
+  // where one of them is 0, Go takes the field for unused
+  const fields =
+    dialect === "gnu"
+      ? ([FIELDS.gnuAccessTime, FIELDS.gnuChangeTime] as const)
+      : dialect === "star"
+        ? ([FIELDS.starAccessTime, FIELDS.starChangeTime] as const)
+        : undefined;
+  const timeOf = (told: string | undefined, field: HeaderField | undefined) =>
+    told ??
+    (field === undefined || block[start + field.offset] === 0 ? undefined : `${numberField(block, start, field)}`);
+  const accessTime = timeOf(pax.accessTime, fields?.[0]);
+  const changeTime = timeOf(pax.changeTime, fields?.[1]);
+  const modeField = fullMode > 0o7777 ? fullMode : undefined;
+  if (modeField === undefined && accessTime === undefined && changeTime === undefined && differsInGo === undefined) {
+    return undefined;
+  }
+  return { modeField, accessTime, changeTime, differsInGo };
+}
+
+function hasDevice(block: Buffer, start: number): boolean {
+  return numberField(block, start, FIELDS.devMajor) > 0 || numberField(block, start, FIELDS.devMinor) > 0;
 }
 
 function headerPath(block: Buffer, start: number, dialect: Dialect): ByteString {

@@ -36,6 +36,17 @@ export interface TarHeader {
   readonly xattrs: readonly Xattr[];
 }
 
+/** What a header says that no layer keeps. A table of contents repeats it, so that who converts a layer has to know. */
+export interface TarUnkept {
+  /** The mode field, where it has more than permission bits: old writers put the file type there too. */
+  readonly modeField?: number | undefined;
+  /** Decimal seconds, as PAX writes them ("-1.5"); not checked. */
+  readonly accessTime?: string | undefined;
+  readonly changeTime?: string | undefined;
+  /** Why Go's archive/tar, which other tools read and write layers with, sees another entry than we do. */
+  readonly differsInGo?: string | undefined;
+}
+
 export interface TarEntry extends TarHeader {
   /** Where the stored payload bytes go in the file, ascending and without overlap; undefined when there are no holes. */
   readonly segments: readonly Segment[] | undefined;
@@ -43,6 +54,7 @@ export interface TarEntry extends TarHeader {
   readonly headerOffset: number;
   /** PAX records about this file that a TarEntry has no place for (ACLs in text form, file flags); for a notice. */
   readonly ignoredRecords?: readonly ByteString[];
+  readonly unkept?: TarUnkept;
 }
 
 /**

@@ -33,6 +33,10 @@ export const FIELDS = {
   /** star ends its prefix earlier: access and change time follow. */
   starPrefix: field("prefix", 345, 131),
   starTrailer: field("trailer", 508, 4),
+  starAccessTime: field("access time", 476, 12),
+  starChangeTime: field("change time", 488, 12),
+  gnuAccessTime: field("access time", 345, 12),
+  gnuChangeTime: field("change time", 357, 12),
   /** Old GNU sparse: 4 pairs (offset, length) here, 21 in each extension block from byte 0. */
   sparse: field("sparse map", 386, 96),
   sparseExtended: field("sparse extension flag", 482, 1),

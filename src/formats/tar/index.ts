@@ -30,6 +30,14 @@
  */
 export { TarDecoder } from "./decoder.ts";
 export { encodeTarHeader, TAR_END, type TarPlace, tarPadding } from "./encoder.ts";
-export { type Segment, type TarEntry, type TarEntryType, type TarHeader, type TarSink, tarError } from "./entry.ts";
+export {
+  type Segment,
+  type TarEntry,
+  type TarEntryType,
+  type TarHeader,
+  type TarSink,
+  type TarUnkept,
+  tarError,
+} from "./entry.ts";
 export { type TarInput, TarReader } from "./reader.ts";
 export { DEFAULT_TAR_LIMITS, type TarLimits } from "./limits.ts";

@@ -32,6 +32,11 @@ export interface PaxHeader {
   sparse?: PaxSparse | undefined;
   xattrs?: Map<ByteString, ByteString> | undefined;
   ignored?: ByteString[] | undefined;
+  /** As written: nothing here depends on them. */
+  accessTime?: string | undefined;
+  changeTime?: string | undefined;
+  /** A record that Go's archive/tar does not know, and that changes what is kept. */
+  foreign?: ByteString | undefined;
 }
 
 export interface PaxSparse {
@@ -112,11 +117,19 @@ function decodeRecord(
     case "mtime":
       header.mtime = empty ? undefined : timeValue(key, body.toString("latin1", start, end), fail);
       return;
+    case "atime":
+      header.accessTime = empty ? undefined : body.toString("latin1", start, end);
+      return;
+    case "ctime":
+      header.changeTime = empty ? undefined : body.toString("latin1", start, end);
+      return;
     case "SCHILY.devmajor":
       header.devMajor = integer();
+      header.foreign = key;
       return;
     case "SCHILY.devminor":
       header.devMinor = integer();
+      header.foreign = key;
       return;
     case "SCHILY.realsize":
       header.realSize = integer();
@@ -125,6 +138,7 @@ function decodeRecord(
   if (key.startsWith("SCHILY.xattr.")) {
     addXattr(header, key.slice(13), body, start, end, limits, fail);
   } else if (key.startsWith("LIBARCHIVE.xattr.")) {
+    header.foreign = key;
     const name = percentDecoded(key.slice(17));
     if (name === undefined) throw fail(`record ${key}`, "is not percent-encoded");
     const text = body.toString("latin1", start, end);
