@@ -2,6 +2,7 @@
 import { availableParallelism } from "node:os";
 import { Worker } from "node:worker_threads";
 import { type ErrorCode, ShaleError } from "../errors/index.ts";
+import { threadEnvironment } from "../sys/index.ts";
 import type { HashJob } from "./verity-segments.ts";
 import type { WorkerAnswer } from "./verity-worker.ts";
 
@@ -40,7 +41,7 @@ export class VerityThreads implements Disposable {
 
 function start(): Thread {
   const name = import.meta.url.endsWith(".ts") ? "./verity-worker.ts" : "./verity-worker.js";
-  const worker = new Worker(new URL(name, import.meta.url));
+  const worker = new Worker(new URL(name, import.meta.url), { env: threadEnvironment() });
   worker.unref();
   const ended = new Promise<void>((resolve, reject) => {
     let answer: WorkerAnswer | undefined;
