@@ -108,6 +108,8 @@ const MODULES: Readonly<Record<string, Rule>> = {
     modules: [...BASE, "formats/tar", "formats/compression", "oci", "sys"],
     packages: ["node:path", "node:crypto", "node:util"],
   },
+  "cri-proxy": { modules: [...BASE, "oci", "registry", "rpc"], packages: [] },
+  kubernetes: { modules: [...BASE, "oci", "sys", "registry"], packages: ["node:https", "node:path", "yaml"] },
   demo: {
     modules: [...BASE, ...ALL_FORMATS, "oci", "sys", "registry", "archives", "server", "store", "images"],
     packages: ["node:path", "node:os", "node:crypto", "node:zlib"],

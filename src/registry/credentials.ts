@@ -5,6 +5,7 @@
 import { hash } from "node:crypto";
 import { join } from "node:path";
 import { FormatError, ShaleError } from "../errors/index.ts";
+import { endpointHost } from "../oci/index.ts";
 import { findFile, readFile } from "../sys/index.ts";
 import { findHelperCredentials } from "./credential-helper.ts";
 
@@ -160,6 +161,12 @@ export function findAuth(
     if (/^https?:\/\//.test(key) && servers.includes(hostOfKey(key))) return credentials;
   }
   return undefined;
+}
+
+/** The host that is asked, for a server as docker and Kubernetes name it: "https://index.docker.io/v1/" -> "registry-1.docker.io". */
+export function serverHost(server: string): string {
+  const host = hostOfKey(server);
+  return HUB_SERVERS.includes(host) ? endpointHost("docker.io") : host;
 }
 
 /** "https://quay.io/v1/" -> "quay.io". */
