@@ -22,6 +22,8 @@ export type ReadRegion = (offset: number, length: number) => AsyncIterable<Uint8
 
 export interface OpenTocOptions {
   readonly limits?: Partial<TocLimits>;
+  /** Told of each entry as it is read through, so that a plan costs no further pass over the JSON. */
+  readonly onEntry?: (entry: TocEntry) => void;
   readonly signal?: AbortSignal;
 }
 
@@ -61,15 +63,15 @@ export class LayerToc {
    * transfer may be damaged), FormatError when the TOC is not sound, CANCELLED.
    */
   static async open(location: TocLocation, read: ReadRegion, options: OpenTocOptions = {}): Promise<LayerToc> {
-    const { signal } = options;
+    const { signal, onEntry } = options;
     const limits = { ...DEFAULT_TOC_LIMITS, ...options.limits };
-    if (location.format === "estargz") return LayerToc.#openEstargz(location, read, limits, signal);
+    if (location.format === "estargz") return LayerToc.#openEstargz(location, read, limits, signal, onEntry);
     if (location.digest !== undefined) {
       await verify(read(location.toc.offset, location.toc.length), location.digest, "zstd:chunked TOC");
     }
     const members = new Map<string, unknown>();
     const entries = zstdEntries(location, read, limits, signal, members);
-    const summary = await summarize(entries);
+    const summary = await summarize(entries, onEntry);
     const tarSplit = members.get("tarSplitDigest");
     const digest = typeof tarSplit === "string" ? parseSha256(tarSplit) : undefined;
     if (digest === undefined) {
@@ -88,6 +90,7 @@ export class LayerToc {
     read: ReadRegion,
     limits: TocLimits,
     signal: AbortSignal | undefined,
+    onEntry: OpenTocOptions["onEntry"],
   ): Promise<LayerToc> {
     let header: EstargzTocHeader | undefined;
     const onHeader = (found: EstargzTocHeader) => {
@@ -99,6 +102,9 @@ export class LayerToc {
     const offsets = new MemberOffsets(region.offset);
     const summary = await summarize(estargzEntries(location, read, limits, signal, offsets));
     offsets.complete();
+    // where a member ends is only known now
+    if (onEntry !== undefined)
+      for await (const entry of estargzEntries(location, read, limits, signal, offsets)) onEntry(entry);
     return new LayerToc(location, read, limits, offsets, summary, header!);
   }
 
@@ -213,13 +219,17 @@ function checkVersion(members: ReadonlyMap<string, unknown>, source: "zstd:chunk
     throw tocError(source, "version", `must be 1: current value is ${JSON.stringify(version)?.slice(0, 40)}`);
 }
 
-async function summarize(entries: AsyncIterable<TocEntry>): Promise<TocSummary> {
+async function summarize(
+  entries: AsyncIterable<TocEntry>,
+  onEntry: OpenTocOptions["onEntry"] = () => undefined,
+): Promise<TocSummary> {
   let count = 0;
   let files = 0;
   let chunks = 0;
   let contentSize = 0;
   for await (const entry of entries) {
     count++;
+    onEntry(entry);
     if (entry.chunks.length === 0) continue;
     files++;
     chunks += entry.chunks.length;
