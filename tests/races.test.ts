@@ -175,6 +175,38 @@ const RACES: readonly {
     after: ["one", "two"],
   },
   {
+    name: "R10 export || rm, gc and pull: the whole disk with the same bytes, or that there is no such image",
+    before: ["one", "two"],
+    processes: [
+      `const { exportDisk } = await import(${JSON.stringify(new URL("../src/export/index.ts", import.meta.url).href)});
+       const { readFileSync } = await import("node:fs");
+       const { join } = await import("node:path");
+       const disks = new Map();
+       let made = 0;
+       ${repeat(
+         60,
+         `const name = n % 2 === 0 ? "one" : "two";
+          using operation = store.begin("export");
+          const manifest = store.manifestsOf(name)[0];
+          if (manifest === undefined) { await new Promise(setImmediate); continue; }
+          const disk = join(args.root, "..", "disk");
+          try {
+            await exportDisk(operation, { manifest, layer: undefined }, disk);
+          } catch (error) {
+            if (error.code !== "NOT_FOUND") throw error;
+            continue;
+          }
+          made++;
+          const bytes = readFileSync(disk);
+          if (disks.get(name)?.equals(bytes) === false) throw new Error("the disk of " + name + " differs from the first one");
+          disks.set(name, bytes);`,
+       )}
+       if (made === 0) throw new Error("nothing was exported")`,
+      repeat(15, `remove("one"); collect(); await pull("one"); remove("two"); collect(); await pull("two")`),
+    ],
+    after: ["one", "two"],
+  },
+  {
     name: "R13 check || pull, rm and gc: no false alarm",
     before: ["two"],
     processes: [
