@@ -80,8 +80,8 @@ const MODULES: Readonly<Record<string, Rule>> = {
     packages: ["node:crypto", "node:path"],
   },
   store: {
-    modules: [...BASE, ...ALL_FORMATS, "oci", "sys"],
-    packages: ["node:sqlite", "node:path", "node:crypto", "node:worker_threads", "node:os"],
+    modules: [...BASE, ...ALL_FORMATS, "formats/toc", "oci", "sys"],
+    packages: ["node:sqlite", "node:path", "node:crypto", "node:worker_threads", "node:os", "node:events"],
   },
   server: {
     modules: [...BASE, "oci", "sys", "archives", "formats/compression"],
@@ -105,11 +105,24 @@ const MODULES: Readonly<Record<string, Rule>> = {
     packages: [],
   },
   checkpoint: {
-    modules: [...BASE, "formats/tar", "formats/compression", "oci", "sys"],
+    modules: [
+      ...BASE,
+      ...["formats/tar", "formats/compression", "formats/criu", "oci", "sys", "registry", "store", "images"],
+    ],
     packages: ["node:path", "node:crypto", "node:util"],
   },
   "cri-proxy": { modules: [...BASE, "oci", "registry", "rpc"], packages: [] },
-  kubernetes: { modules: [...BASE, "oci", "sys", "registry"], packages: ["node:https", "node:path", "yaml"] },
+  kubernetes: {
+    modules: [...BASE, "oci", "sys", "registry"],
+    packages: ["node:http", "node:https", "node:path", "yaml"],
+  },
+  daemon: {
+    modules: [
+      ...[...BASE, ...FORMATS, "log", "oci", "sys", "rpc", "registry", "store", "images", "export"],
+      ...["snapshotter", "snapshotter/remote"],
+    ],
+    packages: ["node:http", "node:path", "node:crypto", "node:timers/promises", "node:worker_threads", "smol-toml"],
+  },
   demo: {
     modules: [...BASE, ...ALL_FORMATS, "oci", "sys", "registry", "archives", "server", "store", "images"],
     packages: ["node:path", "node:os", "node:crypto", "node:zlib"],
@@ -119,6 +132,7 @@ const MODULES: Readonly<Record<string, Rule>> = {
       ...BASE,
       "log",
       "formats/layer-index",
+      "formats/criu",
       "oci",
       "sys",
       "registry",
@@ -128,6 +142,7 @@ const MODULES: Readonly<Record<string, Rule>> = {
       "images",
       "export",
       "checkpoint",
+      "daemon",
       "demo",
     ],
     packages: ["node:path", "node:util", "node:module", "node:os", "cli-progress"],
@@ -151,6 +166,9 @@ const PUBLIC_FILES: Readonly<Record<string, string>> = {
   "images/save.ts": "save",
   "images/load.ts": "load",
   "images/serve.ts": "serve",
+  // checkpoint/ too: reading archives, and each thing that is done with them.
+  "checkpoint/archive/index.ts": "all that read archives",
+  "checkpoint/show/index.ts": "checkpoint show, checkpoint ls",
   "images/progress.ts": "an interface that the command line implements, without loading images",
 };
 

@@ -16,6 +16,8 @@ const START = "Start here";
 const IMAGES = "Images";
 const READING = "Reading and mounting";
 const EXPORTS = "Disks for others";
+const CONTAINERD = "For containerd";
+const CHECKPOINTS = "Checkpoints";
 const STORE = "The store";
 const SELF = "shale itself";
 
@@ -44,6 +46,17 @@ export const COMMANDS: readonly CommandEntry[] = [
   { name: "export", group: EXPORTS, load: async () => (await import("./commands/export.ts")).exportCommand },
   { name: "verity", group: EXPORTS, load: async () => (await import("./commands/verity.ts")).verity },
   { name: "verify", group: EXPORTS, load: async () => (await import("./commands/verify.ts")).verify },
+  { name: "daemon", group: CONTAINERD, load: async () => (await import("./commands/daemon.ts")).daemon },
+  {
+    name: "checkpoint show",
+    group: CHECKPOINTS,
+    load: async () => (await import("./commands/checkpoint/show.ts")).checkpointShow,
+  },
+  {
+    name: "checkpoint ls",
+    group: CHECKPOINTS,
+    load: async () => (await import("./commands/checkpoint/ls.ts")).checkpointLs,
+  },
   { name: "df", group: STORE, load: async () => (await import("./commands/df.ts")).df },
   { name: "rm", group: STORE, load: async () => (await import("./commands/rm.ts")).rm },
   { name: "gc", group: STORE, load: async () => (await import("./commands/gc.ts")).gc },
