@@ -1,6 +1,6 @@
 #!/bin/bash
 # Makes the tar vectors of this folder and manifest.json, which says how. Run as root (devices, owners), with GNU tar,
-# bsdtar (libarchive-tools) and Python 3. The source trees are described in manifest.json from lstat(2), never from a tar:
+# bsdtar (libarchive-tools), Python 3 and Go (golang-go). The source trees are described in manifest.json from lstat(2), never from a tar:
 # the test compares what the decoder says with that.
 set -euo pipefail
 export LC_ALL=C.UTF-8 TZ=UTC
@@ -81,7 +81,10 @@ vector() {
   gzip -9 -n < out.tar > "$here/$name.tar.gz"
   rm out.tar
   tool=$1
-  version=$("$tool" --version 2>&1 | head -1)
+  case $tool in
+    gotar) version=$(go version) ;;
+    *) version=$("$tool" --version 2>&1 | head -1) ;;
+  esac
   python3 - "$name" "$tree" "$loses" "$version" "$@" <<'PY'
 import json, sys, shlex
 name, tree, loses, version, *command = sys.argv[1:]
@@ -128,6 +131,97 @@ for format in USTAR GNU PAX; do
 done
 vector python-full-GNU full - -- python3 make.py {} full GNU
 vector python-full-PAX full - -- python3 make.py {} full PAX
+
+cat > make.go <<'GO'
+package main
+
+import (
+	"archive/tar"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+var formats = map[string]tar.Format{"ustar": tar.FormatUSTAR, "gnu": tar.FormatGNU, "pax": tar.FormatPAX}
+
+func main() {
+	out, err := os.Create(os.Args[1])
+	check(err)
+	w := tar.NewWriter(out)
+	first := map[uint64]string{}
+	check(filepath.WalkDir(os.Args[2], func(path string, d fs.DirEntry, err error) error {
+		check(err)
+		info, err := d.Info()
+		check(err)
+		target := ""
+		if info.Mode()&fs.ModeSymlink != 0 {
+			target, err = os.Readlink(path)
+			check(err)
+		}
+		h, err := tar.FileInfoHeader(info, target)
+		check(err)
+		h.Name, h.Format = path, formats[os.Args[3]]
+		if h.Format == tar.FormatUSTAR { // refuses what it can't hold
+			h.AccessTime, h.ChangeTime = time.Time{}, time.Time{}
+		}
+		if info.IsDir() {
+			h.Name += "/"
+		}
+		stat := info.Sys().(*syscall.Stat_t)
+		if name, seen := first[stat.Ino]; seen {
+			h.Typeflag, h.Linkname, h.Size = tar.TypeLink, name, 0
+		} else if info.Mode().IsRegular() {
+			first[stat.Ino] = path
+		}
+		if h.Typeflag == tar.TypeReg {
+			list := make([]byte, 4096)
+			n, err := syscall.Listxattr(path, list)
+			check(err)
+			for from, i := 0, 0; i < n; i++ {
+				if list[i] != 0 {
+					continue
+				}
+				name, value := string(list[from:i]), make([]byte, 65536)
+				size, err := syscall.Getxattr(path, name, value)
+				check(err)
+				if h.PAXRecords == nil {
+					h.PAXRecords = map[string]string{}
+				}
+				h.PAXRecords["SCHILY.xattr."+name] = string(value[:size])
+				from = i + 1
+			}
+		}
+		check(w.WriteHeader(h))
+		if h.Typeflag == tar.TypeReg {
+			file, err := os.Open(path)
+			check(err)
+			_, err = io.Copy(w, file)
+			check(err)
+			check(file.Close())
+		}
+		return nil
+	}))
+	check(w.Close())
+}
+
+func check(err error) {
+	if err != nil {
+		panic(err)
+	}
+}
+GO
+export GO111MODULE=off GOCACHE=$work/gocache
+gotar() { go run make.go "$@"; }
+for format in ustar gnu pax; do
+  vector go-small-$format small - -- gotar {} small $format
+done
+vector go-full-gnu full - -- gotar {} full gnu
+vector go-full-pax full - -- gotar {} full pax
+vector go-times-pax times - -- gotar {} times pax
+vector go-xattrs-pax xattrs - -- gotar {} xattrs pax
 
 python3 - "$here/manifest.json" <<'PY'
 import hashlib, json, os, stat, sys
