@@ -280,6 +280,13 @@ class Checker {
     for (const row of lost) {
       this.#findings.push({ kind: "index row", digest: toHex(row.digest as Uint8Array), problem: "its blob is gone" });
     }
+    const stray = database.all(
+      "SELECT digest FROM chunks WHERE layer NOT IN (SELECT id FROM layers WHERE condemned IS NULL AND damage IS NULL)",
+    );
+    for (const row of stray) {
+      const digest = toHex(row.digest as Uint8Array);
+      this.#findings.push({ kind: "index row", digest, problem: "the layer of its chunk is gone" });
+    }
   }
 
   #checkDocuments(): void {
@@ -344,11 +351,13 @@ export function quarantineDamage(context: StoreContext, report: CheckReport): Di
             finding.problem,
           );
           database.run("DELETE FROM payloads WHERE blob = ? AND offset = ?", key, finding.offset);
+          database.run("DELETE FROM chunks WHERE layer = ?", finding.blob);
           break;
         }
         case "layer":
           lost.push(finding.diffId);
           database.run("UPDATE layers SET damage = ? WHERE id = ?", finding.problem, finding.id);
+          database.run("DELETE FROM chunks WHERE layer = ?", finding.id);
           // Images derived from it name its blobs; those of an intact chain are made again at no cost but time.
           condemnMerged("diff_ids LIKE ?", `%"${finding.diffId}"%`);
           break;
@@ -357,6 +366,7 @@ export function quarantineDamage(context: StoreContext, report: CheckReport): Di
           break;
         case "index row":
           database.run("DELETE FROM payloads WHERE digest = ?", Buffer.from(finding.digest, "hex"));
+          database.run("DELETE FROM chunks WHERE digest = ?", Buffer.from(finding.digest, "hex"));
           break;
         case "document":
         case "image":

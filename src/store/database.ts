@@ -47,6 +47,8 @@ const SCHEMA = `
     committed_at   INTEGER NOT NULL,    -- ms since the epoch
     indexed        INTEGER NOT NULL,    -- 1: its payloads are in the dedupe index
     standalone     INTEGER NOT NULL,    -- 1: its image means the same without layers below
+    toc            TEXT,                -- JSON: where what layers/<id>/toc has was in the blob that was pulled, or NULL
+    chunked        INTEGER NOT NULL DEFAULT 0, -- 1: its chunks are in the chunk index
     condemned      INTEGER,             -- epoch in which gc took it out of sight, 0 while its files are removed, or NULL
     damage         TEXT                 -- why check took it out of sight, or NULL
   ) STRICT;
@@ -185,6 +187,16 @@ const SCHEMA = `
   CREATE TABLE payloads (
     digest BLOB PRIMARY KEY,
     blob   INTEGER NOT NULL,
+    offset INTEGER NOT NULL,
+    length INTEGER NOT NULL
+  ) STRICT, WITHOUT ROWID;
+
+  -- Parts of payloads, and files inside of metadata images, by digest: sources for pulls of parts. A cache like the one
+  -- above, made when such a pull first asks; a row is a hint, since bytes are hashed before they are used.
+  CREATE TABLE chunks (
+    digest BLOB PRIMARY KEY,
+    layer  TEXT NOT NULL,               -- in blobs/<layer>, or inline in layers/<layer>/meta.erofs; the layer is in sight
+    inline INTEGER NOT NULL,
     offset INTEGER NOT NULL,
     length INTEGER NOT NULL
   ) STRICT, WITHOUT ROWID;

@@ -31,7 +31,7 @@ import {
 import type { StoreContext } from "./context.ts";
 import { unlessDamaged } from "./damage.ts";
 import { staleDownloads } from "./downloads.ts";
-import { indexPayload, unindexBlobs } from "./layers.ts";
+import { indexPayload, unindexBlobs, unindexChunks } from "./layers.ts";
 import { currentEpoch, type Lease, livingLeases, recoverStaging } from "./leases.ts";
 import { type BlobUsers, deadRanges, findBlobUsers, forEachExtent } from "./liveness.ts";
 import { snapshotRoots } from "./snapshots.ts";
@@ -186,6 +186,10 @@ function condemn(context: StoreContext, living: ReadonlySet<string>): number {
       if (blob !== undefined) keys.push(Number(blob.key));
     }
     unindexBlobs(context, keys);
+    unindexChunks(
+      context,
+      dead.layers.map(({ id }) => id),
+    );
     for (const id of dead.merged) database.run("UPDATE merged SET condemned = ? WHERE id = ?", epoch, id);
     database.run(
       `DELETE FROM sources WHERE diff_id NOT IN (SELECT diff_id FROM manifest_layers)

@@ -15,8 +15,10 @@
  */
 import { resolve } from "node:path";
 import { ShaleError } from "../errors/index.ts";
+import type { TocLocation } from "../formats/toc/index.ts";
 import type { DiffId, Digest, ImageConfig } from "../oci/index.ts";
 import { ensureDirectory, findFile } from "../sys/index.ts";
+import * as chunks from "./chunks.ts";
 import { type CheckOptions, type CheckReport, checkSize, checkStore, quarantineDamage } from "./check.ts";
 import type { StoreContext } from "./context.ts";
 import { Database } from "./database.ts";
@@ -25,7 +27,8 @@ import * as encodings from "./encodings.ts";
 import { collectGarbage, type GarbageReport } from "./garbage.ts";
 import * as images from "./images.ts";
 import { IngestPool } from "./ingest/pool.ts";
-import type { FeedSource, IngestResult } from "./ingest/protocol.ts";
+import type { Arrivals } from "./ingest/arrivals.ts";
+import type { AssembleOutcome, BadSource, FeedSource, IngestResult, PlanOffer } from "./ingest/protocol.ts";
 import * as layers from "./layers.ts";
 import { Layout } from "./layout.ts";
 import { Lease, recoverFromReboot, recoverStaging } from "./leases.ts";
@@ -54,7 +57,9 @@ export type { GarbageItem, GarbageReport } from "./garbage.ts";
 export type { HostMount, HostMountRegister } from "./host-mounts.ts";
 export type { Document, ImageRecord, LayerSource, ManifestLayer, ManifestRecord, NewImage } from "./images.ts";
 export { manifestRecord } from "./images.ts";
-export type { FeedSource, IngestResult } from "./ingest/protocol.ts";
+export { Arrivals } from "./ingest/arrivals.ts";
+export type { AssembleOutcome, BadSource, FeedSource, IngestResult, PlanOffer } from "./ingest/protocol.ts";
+export type { PlanSummary } from "./ingest/toc-plan.ts";
 export type { LayerRecord } from "./layers.ts";
 export { LIMITS as STORE_LIMITS } from "./limits.ts";
 export type { MountRecord } from "./mount-records.ts";
@@ -272,10 +277,12 @@ export class StoreOperation implements Disposable {
       readonly deduplicate?: boolean;
     } = {},
   ): Promise<IngestResult> {
-    const { signal, onConsumed, deduplicate = true } = options;
+    const { signal, onConsumed, toc, deduplicate = true } = options;
     return this.#pool.ingest(
       {
         ...this.#lease.stage(),
+      /** Where the blob has its TOC, if it has one: it is kept for later pulls of parts. */
+      readonly toc?: TocLocation;
         database: this.#context.layout.database,
         feed,
         digest: expected.digest,
@@ -287,12 +294,61 @@ export class StoreOperation implements Disposable {
     );
   }
 
+        ...(toc ? { toc } : {}),
   /** Makes sealed layers visible, in one batch. */
   commitLayers(ingested: readonly IngestResult[]): void {
     layers.commitLayers(this.#context, ingested);
   }
 
   commitImage(image: images.NewImage): void {
+  /** Whether there is anything that a layer could share. */
+  get hasContent(): boolean {
+    return layers.hasLayers(this.#context);
+  }
+
+  /** Lets `assemble` find the small files and chunks of stored layers; a pull that needs none does not pay for it. */
+  indexChunks(options: { readonly signal?: AbortSignal } = {}): Promise<void> {
+    return chunks.indexChunks(this.#context, this.#pool, options);
+  }
+
+  /**
+   * As `ingest`, for a layer with a TOC: what the store has is not fetched. `location.region` of the download has to be
+   * there. `onPlan` is told what is missing, and gives the `Arrivals` where it marks each part once `download` has it, or
+   * undefined to leave it. The result is sealed when its tar has the diffId; "again" names bytes that were wrong, for the
+   * caller to take out of use (`reportBadSources`, `Download.forget`). Errors of the TOC are those of formats/toc.
+   */
+  assemble(
+    download: Download,
+    location: TocLocation,
+    expected: { readonly digest: Digest; readonly diffId: DiffId },
+    options: {
+      readonly onPlan: (offer: PlanOffer) => Arrivals | undefined;
+      readonly onConsumed?: (bytes: number) => void;
+      readonly signal?: AbortSignal;
+    },
+  ): Promise<AssembleOutcome> {
+    const { signal, ...told } = options;
+    const { layout } = this.#context;
+    return this.#pool.assemble(
+      {
+        ...this.#lease.stage(),
+        ...told,
+        database: layout.database,
+        root: layout.root,
+        file: download.path,
+        location,
+        digest: expected.digest,
+        diffId: expected.diffId,
+      },
+      signal ? { signal } : {},
+    );
+  }
+
+  /** Takes damaged bytes, and the layers that have them, out of use (G9). Returns the layers. */
+  reportBadSources(bad: readonly BadSource[]): DiffId[] {
+    return chunks.reportBadSources(this.#context, bad);
+  }
+
     images.commitImage(this.#context, image);
   }
 

@@ -14,6 +14,7 @@ import type { StoreContext } from "./context.ts";
 import { unlessDamaged } from "./damage.ts";
 import type { Database, Row } from "./database.ts";
 import type { IngestResult } from "./ingest/protocol.ts";
+import { formatTocLocation } from "./ingest/toc-file.ts";
 
 /** Index rows per transaction: bounds how long others wait for the database. */
 const INDEX_BATCH = 4096;
@@ -79,12 +80,16 @@ export function claimLayer(context: StoreContext, diffId: DiffId): LayerRecord |
     if (found !== undefined) return found;
     // Its index rows are gone; `indexed = 0` has them made again. One row only: diffIds in sight are unique.
     database.run(
-      `UPDATE layers SET condemned = NULL, indexed = 0 WHERE id =
+      `UPDATE layers SET condemned = NULL, indexed = 0, chunked = 0 WHERE id =
          (SELECT id FROM layers WHERE diff_id = ? AND condemned > 0 AND damage IS NULL LIMIT 1)`,
       diffId,
     );
     return findLayer(context, diffId);
   });
+}
+
+export function hasLayers({ database }: StoreContext): boolean {
+  return database.get("SELECT 1 FROM layers WHERE condemned IS NULL AND damage IS NULL LIMIT 1") !== undefined;
 }
 
 export function listLayers({ database }: StoreContext): LayerRecord[] {
@@ -133,8 +138,8 @@ function insertLayer(context: StoreContext, one: IngestResult): boolean {
   if (one.blobSize > 0) database.run("INSERT INTO blobs (id, size) VALUES (?, ?)", one.id, one.blobSize);
   database.run(
     `INSERT INTO layers (id, diff_id, tar_size, entries, content_bytes, own_bytes, shared_bytes, inline_bytes,
-       metadata_bytes, image_sha256, recipe_sha256, notices, committed_at, indexed, standalone)
-     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+       metadata_bytes, image_sha256, recipe_sha256, notices, committed_at, indexed, standalone, toc)
+     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
     one.id,
     one.diffId,
     one.tarSize,
@@ -150,6 +155,7 @@ function insertLayer(context: StoreContext, one: IngestResult): boolean {
     Date.now(),
     one.blobSize > 0 ? 0 : 1,
     one.standalone ? 1 : 0,
+    one.toc === undefined ? null : formatTocLocation(one.toc),
   );
   // Fetched again in place of one that was damaged: what is its own may differ.
   database.run(
@@ -226,4 +232,10 @@ export function indexPayload(database: Database, key: number, { digest, offset, 
 export function unindexBlobs({ database }: StoreContext, keys: readonly number[]): void {
   if (keys.length === 0) return;
   database.run("DELETE FROM payloads WHERE blob IN (SELECT value FROM json_each(?))", JSON.stringify(keys));
+}
+
+/** Takes every row of the chunk index for bytes of these layers out. Call inside a transaction. */
+export function unindexChunks({ database }: StoreContext, layers: readonly string[]): void {
+  if (layers.length === 0) return;
+  database.run("DELETE FROM chunks WHERE layer IN (SELECT value FROM json_each(?))", JSON.stringify(layers));
 }

@@ -74,6 +74,10 @@ export class Layout {
     return join(this.root, "snapshots", String(id));
   }
   hostMount(id: number): string {
+  /** Of a layer that was pulled with one. */
+  layerToc(id: string): string {
+    return join(this.root, "layers", id, "toc");
+  }
     return join(this.root, "mounts", String(id));
   }
   lease(id: string): string {

@@ -177,8 +177,8 @@ export class LayerWriter implements TarSink, Disposable {
     }
   }
 
-  /** Writes metadata image and recipe, and syncs everything. */
-  finish(): WrittenLayer {
+  /** Writes metadata image and recipe, and syncs everything. `more`: bytes of other files in the layer's directory. */
+  finish(more = 0): WrittenLayer {
     const { index, notices } = this.#builder.finish();
     const blobSize = this.#blob.finish(this.#table);
     const image = new OutputFile(this.#paths.image);
@@ -203,7 +203,7 @@ export class LayerWriter implements TarSink, Disposable {
         sharedBytes: this.#sharedBytes,
         inlineBytes: this.#inlineBytes,
         standalone: isStandalone(index),
-        metadataBytes: image.size + this.#recipeFile.size,
+        metadataBytes: image.size + this.#recipeFile.size + more,
         imageSha256,
         recipeSha256,
         notices,

@@ -3,15 +3,24 @@
  * memory is bounded whatever the image. Threads start with the first job and end with `close`.
  */
 import { availableParallelism } from "node:os";
-import { Worker } from "node:worker_threads";
+import { MessageChannel, type MessagePort, Worker } from "node:worker_threads";
 import { ShaleError } from "../../errors/index.ts";
 import { threadEnvironment } from "../../sys/index.ts";
+import type { Arrivals } from "./arrivals.ts";
 import {
+  type AssembleJob,
+  type AssembleOutcome,
+  type ChunkRows,
+  type ChunkScanJob,
   CONTROL_CONSUMED,
   CONTROL_SIZE,
   CONTROL_STOP,
   type IngestJob,
   type IngestResult,
+  type JobResult,
+  type PlanAnswer,
+  type PlanOffer,
+  type WorkerJob,
   type WorkerReply,
 } from "./protocol.ts";
 import { deserializeError } from "./serialize-error.ts";
@@ -19,15 +28,34 @@ import { deserializeError } from "./serialize-error.ts";
 /** Worker heap ceiling in MiB: 1,000,000 entries live in typed arrays outside of it. */
 const WORKER_HEAP_MIB = 256;
 
-export interface IngestRequest extends Omit<IngestJob, "number" | "control"> {
+/** What the pool adds to a request. */
+type Added = "kind" | "number" | "control";
+
+interface Watched {
   /** Told about four times a second: compressed bytes consumed so far. */
   readonly onConsumed?: (bytes: number) => void;
 }
 
+export interface IngestRequest extends Omit<IngestJob, Added>, Watched {}
+
+export interface AssembleRequest extends Omit<AssembleJob, Added | "port">, Watched {
+  /**
+   * Told what is missing; where the parts will be marked as they come, or undefined to leave it. Does not throw, and
+   * returns at once: fetching goes on beside the work.
+   */
+  readonly onPlan: (offer: PlanOffer) => Arrivals | undefined;
+}
+
+export type ChunkScanRequest = Omit<ChunkScanJob, Added>;
+
+type WithoutAdded<J> = J extends WorkerJob ? Omit<J, "number" | "control"> : never;
+
 interface Waiting {
-  readonly request: IngestRequest;
+  readonly job: WithoutAdded<WorkerJob>;
+  readonly transfer: readonly MessagePort[];
+  readonly onConsumed: ((bytes: number) => void) | undefined;
   readonly signal: AbortSignal | undefined;
-  readonly resolve: (result: IngestResult) => void;
+  readonly resolve: (result: JobResult) => void;
   readonly reject: (error: unknown) => void;
 }
 
@@ -69,10 +97,48 @@ export class IngestPool implements AsyncDisposable {
    * Ingests one layer. Settles after the worker has stopped touching the staging directory, also when aborted.
    * DATA_LOSS for bytes that are not what they should be, INVALID_ARGUMENT and RESOURCE_EXHAUSTED from the formats.
    */
-  ingest(request: IngestRequest, options: { readonly signal?: AbortSignal } = {}): Promise<IngestResult> {
+  async ingest(request: IngestRequest, options: { readonly signal?: AbortSignal } = {}): Promise<IngestResult> {
+    const { onConsumed, ...job } = request;
+    const result = await this.#run({ ...job, kind: "ingest" }, [], onConsumed, options.signal);
+    if ("kind" in result || "digests" in result) throw new RangeError("the answer to another job");
+    return result;
+  }
+
+  /**
+   * Puts one layer together from its TOC. FormatError's codes and DATA_LOSS where that can't be done for what the TOC says;
+   * the layer can still be pulled whole then. ABORTED when `Arrivals.fail` was called.
+   */
+  async assemble(request: AssembleRequest, options: { readonly signal?: AbortSignal } = {}): Promise<AssembleOutcome> {
+    const { onConsumed, onPlan, ...job } = request;
+    const { port1, port2 } = new MessageChannel();
+    port1.on("message", (offer: PlanOffer) => {
+      port1.postMessage({ arrived: onPlan(offer)?.shared } satisfies PlanAnswer);
+    });
+    try {
+      const result = await this.#run({ ...job, kind: "assemble", port: port2 }, [port2], onConsumed, options.signal);
+      if (!("kind" in result)) throw new RangeError("the answer to another job");
+      return result;
+    } finally {
+      port1.close();
+    }
+  }
+
+  /** Finds the chunks of a layer that is in the store. DATA_LOSS and the like when it is damaged. */
+  async scanChunks(request: ChunkScanRequest, options: { readonly signal?: AbortSignal } = {}): Promise<ChunkRows> {
+    const result = await this.#run({ ...request, kind: "chunk scan" }, [], undefined, options.signal);
+    if (!("digests" in result)) throw new RangeError("the answer to another job");
+    return result;
+  }
+
+  #run(
+    job: WithoutAdded<WorkerJob>,
+    transfer: readonly MessagePort[],
+    onConsumed: Waiting["onConsumed"],
+    signal: AbortSignal | undefined,
+  ): Promise<JobResult> {
     if (this.#closed) return Promise.reject(new ShaleError("FAILED_PRECONDITION", "Cannot ingest: the pool is closed"));
     return new Promise((resolve, reject) => {
-      this.#queue.push({ request, signal: options.signal, resolve, reject });
+      this.#queue.push({ job, transfer, onConsumed, signal, resolve, reject });
       this.#next();
     });
   }
@@ -120,13 +186,12 @@ export class IngestPool implements AsyncDisposable {
     while (this.#queue.length > 0) {
       const free = this.#threads.find((thread) => thread.running === undefined);
       if (free === undefined && this.#threads.length >= this.#limit) return;
-      this.#run(free ?? this.#start(), this.#queue.shift()!);
+      this.#give(free ?? this.#start(), this.#queue.shift()!);
     }
   }
 
-  #run(thread: Thread, waiting: Waiting): void {
-    const { signal, request } = waiting;
-    const { onConsumed, ...job } = request;
+  #give(thread: Thread, waiting: Waiting): void {
+    const { signal, job, onConsumed } = waiting;
     const shared = new SharedArrayBuffer(CONTROL_SIZE);
     const control = new BigInt64Array(shared);
     const stop = () => Atomics.store(control, CONTROL_STOP, 1n);
@@ -142,7 +207,7 @@ export class IngestPool implements AsyncDisposable {
     thread.running = { waiting, number, stop, end };
     thread.quiet = Promise.withResolvers();
     thread.worker.ref();
-    thread.worker.postMessage({ ...job, number, control: shared } satisfies IngestJob);
+    thread.worker.postMessage({ ...job, number, control: shared } satisfies WorkerJob, waiting.transfer);
   }
 
   #onReply(thread: Thread, reply: WorkerReply): void {
@@ -173,7 +238,7 @@ export class IngestPool implements AsyncDisposable {
     running.waiting.reject(
       new ShaleError(
         memory ? "RESOURCE_EXHAUSTED" : "INTERNAL",
-        `Cannot store layer ${running.waiting.request.digest ?? ""}: the ingest thread died`,
+        `Cannot store layer ${"digest" in running.waiting.job ? running.waiting.job.digest : running.waiting.job.id}: the ingest thread died`,
         {
           cause: error,
         },

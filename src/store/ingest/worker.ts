@@ -1,28 +1,42 @@
 /**
- * The ingest worker thread: one layer at a time, in one streaming pass. Inflation runs ahead on another thread (libuv's
- * pool or ISA-L's), this one hashes, splits and writes meanwhile. Nothing outside the job's staging directory is written.
+ * The ingest worker thread: one layer at a time. A whole blob goes through in one streaming pass: inflation runs ahead on
+ * another thread (libuv's pool or ISA-L's), this one hashes, splits and writes meanwhile. A layer with a TOC is put together
+ * from parts (assemble.ts). Nothing outside the job's staging directory is written.
  */
 import { createHash, randomBytes } from "node:crypto";
 import { join } from "node:path";
 import { parentPort } from "node:worker_threads";
+import { throwIfAborted } from "../../async/index.ts";
 import { ShaleError } from "../../errors/index.ts";
 import { decompress, detectCompression } from "../../formats/compression/index.ts";
 import { TarDecoder } from "../../formats/tar/index.ts";
-import { makeDirectory } from "../../sys/index.ts";
+import type { TocLocation } from "../../formats/toc/index.ts";
+import { closeFile, makeDirectory, openFile } from "../../sys/index.ts";
 import { loadIsal } from "../../sys/isal.ts";
 import { Database } from "../database.ts";
 import { LIMITS } from "../limits.ts";
+import { assemble } from "./assemble.ts";
+import { scanChunks } from "./chunk-scan.ts";
 import { NO_DEDUPE, storeDedupeIndex } from "./dedupe-index.ts";
 import { readFeed } from "./feed.ts";
 import { LayerWriter } from "./layer-writer.ts";
-import { CONTROL_CONSUMED, CONTROL_STOP, type IngestJob, type IngestResult, type WorkerReply } from "./protocol.ts";
+import {
+  CONTROL_CONSUMED,
+  CONTROL_STOP,
+  type IngestJob,
+  type IngestResult,
+  type JobResult,
+  type WorkerJob,
+  type WorkerReply,
+} from "./protocol.ts";
 import { serializeError } from "./serialize-error.ts";
+import { keepToc } from "./toc-file.ts";
 
 const port = parentPort!;
 const inflate = loadIsal();
 
-port.on("message", (job: IngestJob) => {
-  ingest(job).then(
+port.on("message", (job: WorkerJob) => {
+  work(job).then(
     (result) => reply({ kind: "done", number: job.number, result }),
     (error: unknown) => reply({ kind: "failed", number: job.number, error: serializeError(error) }),
   );
@@ -33,21 +47,42 @@ function reply(message: WorkerReply): void {
   port.postMessage(message);
 }
 
-async function ingest(job: IngestJob): Promise<IngestResult> {
+async function work(job: WorkerJob): Promise<JobResult> {
   const control = new BigInt64Array(job.control);
   const stop = new AbortController();
   const stopIfAsked = () => {
     if (Atomics.load(control, CONTROL_STOP) !== 0n) stop.abort(new ShaleError("CANCELLED", "Stopped on request"));
   };
+  const check = () => {
+    stopIfAsked();
+    throwIfAborted(stop.signal);
+  };
   // Bytes that don't come must not keep a stopped ingest waiting.
   using _ = repeat(stopIfAsked, 250);
+  using database = Database.open(job.database, { readOnly: true });
+  switch (job.kind) {
+    case "ingest":
+      return await ingest(job, database, control, stopIfAsked, stop.signal);
+    case "assemble":
+      return await assemble(job, database, check, stop.signal);
+    case "chunk scan":
+      return await scanChunks(job, check, stop.signal);
+  }
+}
+
+async function ingest(
+  job: IngestJob,
+  database: Database,
+  control: BigInt64Array,
+  stopIfAsked: () => void,
+  signal: AbortSignal,
+): Promise<IngestResult> {
   const algorithm = job.digest?.slice(0, job.digest.indexOf(":")) ?? "sha256";
   const compressedHash = createHash(algorithm);
   const tarHash = createHash("sha256");
   let size = 0;
   let tarSize = 0;
 
-  using database = Database.open(job.database, { readOnly: true });
   const layer = join(job.directory, "layer");
   makeDirectory(layer);
   using writer = new LayerWriter(
@@ -64,7 +99,7 @@ async function ingest(job: IngestJob): Promise<IngestResult> {
   );
   const decoder = new TarDecoder(writer);
 
-  const feed = readFeed(job.feed, stop.signal);
+  const feed = readFeed(job.feed, signal);
   const first = await feed.next();
   const head = first.done === true ? new Uint8Array(0) : first.value;
   const compression = detectCompression(head);
@@ -81,7 +116,7 @@ async function ingest(job: IngestJob): Promise<IngestResult> {
   try {
     for await (const piece of decompress(counted(), compression, {
       inflate,
-      signal: stop.signal,
+      signal,
       maximumSize: LIMITS.layerTarSize,
     })) {
       tarHash.update(piece);
@@ -113,7 +148,19 @@ async function ingest(job: IngestJob): Promise<IngestResult> {
       },
     );
   }
-  return { ...writer.finish(), id: job.id, directory: job.directory, digest, diffId, tarSize, size };
+  const kept = job.toc === undefined ? 0 : keepTocOf(job.feed.path, join(layer, "toc"), job.toc);
+  const { id, directory, toc } = job;
+  return { ...writer.finish(kept), id, directory, digest, diffId, tarSize, size, toc };
+}
+
+/** The blob is verified by now, and so is the TOC in it. */
+function keepTocOf(blob: string, path: string, location: TocLocation): number {
+  const file = openFile(blob);
+  try {
+    return keepToc(path, file, location);
+  } finally {
+    closeFile(file);
+  }
 }
 
 function checkDigest(expected: string, found: string, cause: unknown): void {

@@ -1,0 +1,398 @@
+/**
+ * A layer put together from its TOC: headers from the tar-split, contents from the store where it has them, the rest from
+ * the parts of the blob that were fetched. The same writer as for a whole pull gets the same calls, so what comes out is
+ * the same layer, and its tar is hashed on the way: a layer is sealed only when it has the diffId.
+ *
+ * Two steps. The plan goes to the main thread, which decides whether it is worth it, and fetches; then contents are taken
+ * in the order of the tar, each as soon as its parts are there. Wrong bytes, local or fetched, end the attempt with a list
+ * of them: the main thread takes them out of use and tries again.
+ */
+import { createHash, hash, randomBytes } from "node:crypto";
+import { join } from "node:path";
+import { once } from "node:events";
+import { errnoOf, FormatError, ShaleError } from "../../errors/index.ts";
+import { decompress, decompressZstdChunk } from "../../formats/compression/index.ts";
+import { LayerToc, type TocChunk, type TocPayload } from "../../formats/toc/index.ts";
+import { closeFile, crashPoint, makeDirectory, openFile, readAt } from "../../sys/index.ts";
+import type { Database } from "../database.ts";
+import { Layout } from "../layout.ts";
+import { LIMITS } from "../limits.ts";
+import { awaitArrival } from "./arrivals.ts";
+import { storeDedupeIndex } from "./dedupe-index.ts";
+import { LayerWriter } from "./layer-writer.ts";
+import { READ_PIECE, StoreContent } from "./local-content.ts";
+import {
+  type AssembleJob,
+  type AssembleOutcome,
+  type BadSource,
+  CONTROL_CONSUMED,
+  type PlanAnswer,
+  type PlanOffer,
+} from "./protocol.ts";
+import { keepToc } from "./toc-file.ts";
+import { BUILD, FETCH, type LayerPlan, LayerPlanner, ZEROS } from "./toc-plan.ts";
+
+/** Chunks up to this size, both ways, are decompressed at once; larger ones as a stream. */
+const AT_ONCE = READ_PIECE;
+const ZERO_PIECE = Buffer.alloc(READ_PIECE);
+
+/** Bytes that are not what they should be; ends the attempt. */
+class WrongBytes extends Error {
+  readonly local: boolean;
+  readonly chunk: TocChunk | undefined;
+
+  constructor(local: boolean, chunk: TocChunk | undefined, problem: string, cause?: unknown) {
+    super(problem, { cause });
+    this.local = local;
+    this.chunk = chunk;
+  }
+}
+
+export async function assemble(
+  job: AssembleJob,
+  database: Database,
+  check: () => void,
+  signal: AbortSignal,
+): Promise<AssembleOutcome> {
+  const dedupe = storeDedupeIndex(database);
+  using content = new StoreContent(database, new Layout(job.root), dedupe);
+  const file = openFile(job.file);
+  try {
+    const planner = new LayerPlanner(content, {
+      inlineSize: LIMITS.inlineSize,
+      maximumChunks: LIMITS.tocChunks,
+    });
+    const toc = await LayerToc.open(job.location, (offset, length) => readFilePieces(file, offset, length), {
+      signal,
+      onEntry: (entry) => planner.add(entry),
+    });
+    const plan = planner.finish();
+    const arrived = await offer(job, plan);
+    if (arrived === undefined) return { kind: "declined", plan: plan.summary };
+    return await new Assembly(job, file, toc, plan, content, arrived, check, signal).run(dedupe);
+  } finally {
+    closeFile(file);
+    job.port.close();
+  }
+}
+
+/** Asks the main thread; undefined when the layer is not to be put together. */
+async function offer(job: AssembleJob, plan: LayerPlan): Promise<SharedArrayBuffer | undefined> {
+  const message: PlanOffer = {
+    summary: plan.summary,
+    offsets: Float64Array.from(plan.fetchOffsets),
+    ends: Float64Array.from(plan.fetchEnds),
+  };
+  const answer = once(job.port, "message");
+  job.port.postMessage(message, [message.offsets.buffer, message.ends.buffer]);
+  const [{ arrived }] = (await answer) as [PlanAnswer];
+  return arrived;
+}
+
+class Assembly {
+  readonly #job: AssembleJob;
+  readonly #file: number;
+  readonly #toc: LayerToc;
+  readonly #plan: LayerPlan;
+  readonly #content: StoreContent;
+  readonly #arrived: SharedArrayBuffer;
+  readonly #check: () => void;
+  readonly #signal: AbortSignal;
+  readonly #tarHash = createHash("sha256");
+  readonly #consumed: BigInt64Array;
+  #tarSize = 0;
+  #fileAt = 0;
+  #chunk = 0;
+  #compressed: Buffer = Buffer.alloc(0);
+
+  constructor(
+    job: AssembleJob,
+    file: number,
+    toc: LayerToc,
+    plan: LayerPlan,
+    content: StoreContent,
+    arrived: SharedArrayBuffer,
+    check: () => void,
+    signal: AbortSignal,
+  ) {
+    this.#job = job;
+    this.#file = file;
+    this.#toc = toc;
+    this.#plan = plan;
+    this.#content = content;
+    this.#arrived = arrived;
+    this.#check = check;
+    this.#signal = signal;
+    this.#consumed = new BigInt64Array(job.control);
+  }
+
+  async run(dedupe: ReturnType<typeof storeDedupeIndex>): Promise<AssembleOutcome> {
+    const job = this.#job;
+    const layer = join(job.directory, "layer");
+    makeDirectory(layer);
+    using writer = new LayerWriter(
+      job.id,
+      {
+        blob: join(job.directory, "blob"),
+        spool: join(job.directory, "spool"),
+        layer,
+        image: join(layer, "meta.erofs"),
+        recipe: join(layer, "tar.headers"),
+      },
+      dedupe,
+      randomBytes(4).readUInt32LE(),
+    );
+    const sink = {
+      raw: (bytes: Uint8Array) => {
+        this.#hashTar(bytes);
+        writer.raw(bytes);
+      },
+      entry: (entry: TocPayload["entry"]) => writer.entry(entry),
+      payload: (bytes: Uint8Array) => writer.payload(bytes),
+      endEntry: () => writer.endEntry(),
+    };
+    try {
+      for await (const payload of this.#toc.replay(sink, { signal: this.#signal })) {
+        this.#check();
+        const at = this.#fileAt++;
+        const blob = this.#plan.fileBlobs[at]!;
+        if (blob === BUILD) await this.#build(payload, writer);
+        else this.#refer(payload, writer, this.#plan.blobs[blob]!, this.#plan.fileOffsets[at]!);
+        this.#tell(payload.chunks.at(-1)!.blobEnd);
+      }
+      const diffId = `sha256:${this.#tarHash.digest("hex")}`;
+      if (diffId !== job.diffId) throw new WrongBytes(true, undefined, `its tar is ${diffId}, not ${job.diffId}`);
+    } catch (error) {
+      if (error instanceof WrongBytes) return await this.#again(error);
+      throw error;
+    }
+    crashPoint("assemble:written");
+    const kept = keepToc(join(layer, "toc"), this.#file, this.#toc.location);
+    return {
+      kind: "done",
+      plan: this.#plan.summary,
+      result: {
+        ...writer.finish(kept),
+        id: job.id,
+        directory: job.directory,
+        digest: job.digest,
+        diffId: job.diffId,
+        tarSize: this.#tarSize,
+        size: job.location.blobSize,
+        toc: job.location,
+      },
+    };
+  }
+
+  #hashTar(bytes: Uint8Array): void {
+    this.#tarHash.update(bytes);
+    this.#tarSize += bytes.length;
+    if (this.#tarSize > LIMITS.layerTarSize) {
+      throw new ShaleError(
+        "RESOURCE_EXHAUSTED",
+        `Cannot store the layer: its tar is over ${LIMITS.layerTarSize} bytes`,
+      );
+    }
+  }
+
+  /** The content of a file is in the store: it is read for the digest of the tar, and not written. */
+  #refer({ entry, chunks }: TocPayload, writer: LayerWriter, blob: string, offset: number): void {
+    if (!writer.canRefer) throw new RangeError(`a reference for ${entry.path}`);
+    for (const piece of this.#readLocal({ id: blob, inline: false }, offset, entry.size, chunks[0])) {
+      this.#hashTar(piece);
+    }
+    writer.refer(entry.size, { blob, offset });
+  }
+
+  async #build({ chunks }: TocPayload, writer: LayerWriter): Promise<void> {
+    const whole = chunks.length === 1;
+    for (const chunk of chunks) {
+      const at = this.#chunk++;
+      const source = this.#plan.chunkSources[at]!;
+      const offset = this.#plan.chunkOffsets[at]!;
+      if (source === ZEROS) {
+        for (let left = chunk.size; left > 0; left -= ZERO_PIECE.length) {
+          this.#give(ZERO_PIECE.subarray(0, Math.min(left, ZERO_PIECE.length)), writer);
+        }
+        continue;
+      }
+      if (source === FETCH) awaitArrival(this.#arrived, offset, this.#check);
+      const bytes = source === FETCH ? this.#chunkAtOnce(chunk, offset) : this.#localAtOnce(chunk, source, offset);
+      if (bytes !== undefined) {
+        const digest = hash("sha256", bytes, "buffer");
+        if (!digest.equals(chunk.digest)) throw wrong(source !== FETCH, chunk);
+        if (whole) {
+          this.#hashTar(bytes);
+          writer.content(bytes, digest);
+        } else this.#give(bytes, writer);
+        continue;
+      }
+      const hasher = createHash("sha256");
+      const pieces = source === FETCH ? this.#chunkPieces(chunk, offset) : this.#localPieces(chunk, source, offset);
+      for await (const piece of pieces) {
+        hasher.update(piece);
+        this.#give(piece, writer);
+      }
+      if (!hasher.digest().equals(chunk.digest)) throw wrong(source !== FETCH, chunk);
+    }
+  }
+
+  #give(bytes: Uint8Array, writer: LayerWriter): void {
+    this.#hashTar(bytes);
+    writer.payload(bytes);
+  }
+
+  // local bytes
+
+  #localAtOnce(chunk: TocChunk, source: number, offset: number): Uint8Array | undefined {
+    if (chunk.size > AT_ONCE) return undefined;
+    for (const piece of this.#readLocal(this.#plan.sources[source]!, offset, chunk.size, chunk)) return piece;
+    return undefined;
+  }
+
+  async *#localPieces(chunk: TocChunk, source: number, offset: number): AsyncGenerator<Uint8Array> {
+    yield* this.#readLocal(this.#plan.sources[source]!, offset, chunk.size, chunk);
+  }
+
+  /** Exactly `size` bytes, or WrongBytes. */
+  *#readLocal(
+    source: { readonly id: string; readonly inline: boolean },
+    offset: number,
+    size: number,
+    chunk: TocChunk | undefined,
+  ): Generator<Uint8Array> {
+    let left = size;
+    try {
+      for (const piece of this.#content.read(source, offset, size)) {
+        left -= piece.length;
+        yield piece;
+      }
+    } catch (error) {
+      if (["EIO", "ENOENT"].includes(errnoOf(error) ?? "")) throw wrong(true, chunk, error);
+      throw error;
+    }
+    if (left > 0) throw wrong(true, chunk);
+  }
+
+  // fetched bytes
+
+  /** A chunk of usual size; undefined for one that has to be decompressed as a stream. */
+  #chunkAtOnce(chunk: TocChunk, index: number): Uint8Array | undefined {
+    const [offset, end] = [this.#plan.fetchOffsets[index]!, this.#plan.fetchEnds[index]!];
+    if (this.#toc.location.format !== "zstd:chunked" || chunk.size > AT_ONCE || end - offset > AT_ONCE)
+      return undefined;
+    if (this.#compressed.length < end - offset) this.#compressed = Buffer.allocUnsafeSlow(AT_ONCE);
+    const bytes = this.#compressed.subarray(0, end - offset);
+    if (readAt(this.#file, bytes, offset) !== bytes.length) throw wrong(false, chunk);
+    try {
+      return decompressZstdChunk(bytes, chunk.size);
+    } catch (error) {
+      if (error instanceof FormatError) throw wrong(false, chunk, error);
+      throw error;
+    }
+  }
+
+  /** At most `chunk.size` bytes: fewer do not have its digest. */
+  async *#chunkPieces(chunk: TocChunk, index: number): AsyncGenerator<Uint8Array> {
+    const [offset, end] = [this.#plan.fetchOffsets[index]!, this.#plan.fetchEnds[index]!];
+    const compression = this.#toc.location.format === "zstd:chunked" ? "zstd" : "gzip";
+    const stored = readFilePieces(this.#file, offset, end - offset);
+    let skip = chunk.innerOffset;
+    let left = chunk.size;
+    try {
+      for await (const piece of decompress(stored, compression, { signal: this.#signal })) {
+        const from = Math.min(skip, piece.length);
+        skip -= from;
+        const part = piece.subarray(from, from + left);
+        left -= part.length;
+        if (part.length > 0) yield part;
+        if (left === 0) return;
+      }
+    } catch (error) {
+      if (error instanceof FormatError) throw wrong(false, chunk, error);
+      throw error;
+    }
+  }
+
+  // when something is wrong
+
+  /** What the next attempt has to do without. */
+  async #again(error: WrongBytes): Promise<AssembleOutcome> {
+    const plan = this.#plan.summary;
+    if (!error.local) {
+      const { blobOffset, blobEnd } = error.chunk!;
+      const badRanges = [{ offset: blobOffset, end: blobEnd }];
+      return { kind: "again", plan, problem: error.message, badSources: [], badRanges };
+    }
+    const badSources = await this.#survey();
+    if (badSources.length === 0) {
+      // Every byte has the digest that the TOC gives, and still the tar is another: TOC and config contradict.
+      throw new ShaleError("DATA_LOSS", `Cannot put layer ${this.#job.digest} together: ${error.message}`, {
+        cause: error,
+      });
+    }
+    return { kind: "again", plan, problem: error.message, badSources, badRanges: [] };
+  }
+
+  /** Hashes every local byte of the plan, so that one further attempt is enough however many are wrong. */
+  async #survey(): Promise<BadSource[]> {
+    const bad: BadSource[] = [];
+    let file = 0;
+    let chunkAt = 0;
+    for await (const { header, digest, chunks } of this.#toc.entries({ signal: this.#signal })) {
+      if (chunks.length === 0) continue;
+      this.#check();
+      const at = file++;
+      const blob = this.#plan.fileBlobs[at]!;
+      if (blob !== BUILD) {
+        const source = { id: this.#plan.blobs[blob]!, inline: false, offset: this.#plan.fileOffsets[at]! };
+        this.#examine(source, header.size, digest!, bad);
+        continue;
+      }
+      for (const chunk of chunks) {
+        const index = chunkAt++;
+        const source = this.#plan.chunkSources[index]!;
+        if (source < 0) continue;
+        const offset = this.#plan.chunkOffsets[index]!;
+        this.#examine({ ...this.#plan.sources[source]!, offset }, chunk.size, chunk.digest, bad);
+      }
+    }
+    return bad;
+  }
+
+  #examine(
+    source: { readonly id: string; readonly inline: boolean; readonly offset: number },
+    size: number,
+    digest: Uint8Array,
+    bad: BadSource[],
+  ): void {
+    const hasher = createHash("sha256");
+    try {
+      for (const piece of this.#content.read(source, source.offset, size)) hasher.update(piece);
+      if (hasher.digest().equals(digest)) return;
+    } catch (error) {
+      if (errnoOf(error) === undefined) throw error;
+    }
+    const { id, inline, offset } = source;
+    bad.push({ id, inline, offset, digest: Uint8Array.from(digest) });
+  }
+
+  #tell(consumed: number): void {
+    Atomics.store(this.#consumed, CONTROL_CONSUMED, BigInt(consumed));
+  }
+}
+
+function wrong(local: boolean, chunk: TocChunk | undefined, cause?: unknown): WrongBytes {
+  const what = local ? "bytes in the store" : "the bytes that were fetched";
+  return new WrongBytes(local, chunk, `${what} are not those that the TOC names`, cause);
+}
+
+async function* readFilePieces(file: number, offset: number, length: number): AsyncGenerator<Uint8Array> {
+  const buffer = Buffer.allocUnsafeSlow(Math.max(1, Math.min(READ_PIECE, length)));
+  for (let at = 0; at < length; ) {
+    const count = readAt(file, buffer.subarray(0, Math.min(buffer.length, length - at)), offset + at);
+    if (count === 0) return;
+    at += count;
+    yield buffer.subarray(0, count);
+  }
+}

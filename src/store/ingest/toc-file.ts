@@ -1,0 +1,58 @@
+/**
+ * `layers/<id>/toc`: the part of a layer's blob that has its TOC, as it came, and in the layer's row where it was in the
+ * blob. Chunks are found by it later (chunk-scan.ts); nothing else depends on it.
+ */
+import { toHex } from "../../bytes/index.ts";
+import { LayerToc, type TocLocation } from "../../formats/toc/index.ts";
+import { closeFile, copyRange, createFile, datasync, type FileSource, fileSource } from "../../sys/index.ts";
+import { READ_PIECE } from "./local-content.ts";
+
+/** Copies it out of a blob that is in `file`, at its place; synced. Returns its size. */
+export function keepToc(path: string, file: number, { region }: TocLocation): number {
+  const target = createFile(path);
+  try {
+    copyRange(file, region.offset, target, 0, region.length);
+    datasync(target);
+    return region.length;
+  } finally {
+    closeFile(target);
+  }
+}
+
+export function formatTocLocation(location: TocLocation): string {
+  return JSON.stringify({ ...location, digest: location.digest === undefined ? undefined : toHex(location.digest) });
+}
+
+/** What `formatTocLocation` wrote. */
+export function parseTocLocation(text: string): TocLocation {
+  const { digest, ...rest } = JSON.parse(text) as Omit<TocLocation, "digest"> & { readonly digest?: string };
+  return { ...rest, digest: digest === undefined ? undefined : Buffer.from(digest, "hex") } as TocLocation;
+}
+
+/** The kept TOC, for reading. As `LayerToc.open`; dispose closes the file. */
+export async function openKeptToc(
+  path: string,
+  location: TocLocation,
+  signal: AbortSignal,
+): Promise<Disposable & { readonly toc: LayerToc }> {
+  const source = fileSource(path);
+  try {
+    const toc = await LayerToc.open(
+      location,
+      (offset, length) => pieces(source, offset - location.region.offset, length),
+      {
+        signal,
+      },
+    );
+    return { toc, [Symbol.dispose]: () => source.close() };
+  } catch (error) {
+    source.close();
+    throw error;
+  }
+}
+
+async function* pieces(source: FileSource, offset: number, length: number): AsyncGenerator<Uint8Array> {
+  for (let at = 0; at < length; at += READ_PIECE) {
+    yield source.read(offset + at, Math.min(READ_PIECE, length - at));
+  }
+}
