@@ -66,7 +66,7 @@ const MODULES: Readonly<Record<string, Rule>> = {
   sys: { modules: [...BASE, "formats/compression"], packages: ["node:*", "koffi"] },
   rpc: {
     modules: ["errors", "async", "sys"],
-    packages: ["@grpc/grpc-js", "protobufjs", "node:net", "node:url"],
+    packages: ["@grpc/grpc-js", "protobufjs", "node:net", "node:url", "node:events"],
   },
   registry: {
     modules: [...BASE, "oci", "sys"],
@@ -109,7 +109,7 @@ const MODULES: Readonly<Record<string, Rule>> = {
       ...BASE,
       ...["formats/tar", "formats/compression", "formats/criu", "oci", "sys", "registry", "store", "images"],
     ],
-    packages: ["node:path", "node:crypto", "node:util"],
+    packages: ["node:path", "node:crypto", "node:util", "node:os", "node:zlib"],
   },
   "cri-proxy": { modules: [...BASE, "oci", "registry", "rpc"], packages: [] },
   kubernetes: {
@@ -127,6 +127,10 @@ const MODULES: Readonly<Record<string, Rule>> = {
     modules: [...BASE, ...ALL_FORMATS, "oci", "sys", "registry", "archives", "server", "store", "images"],
     packages: ["node:path", "node:os", "node:crypto", "node:zlib"],
   },
+  checkout: {
+    modules: [...BASE, ...ALL_FORMATS, "oci", "sys", "store", "images"],
+    packages: ["node:path", "node:os", "node:crypto", "node:worker_threads"],
+  },
   cli: {
     modules: [
       ...BASE,
@@ -141,6 +145,7 @@ const MODULES: Readonly<Record<string, Rule>> = {
       "store",
       "images",
       "export",
+      "checkout",
       "checkpoint",
       "daemon",
       "demo",
@@ -153,6 +158,9 @@ const MODULES: Readonly<Record<string, Rule>> = {
 const PUBLIC_FILES: Readonly<Record<string, string>> = {
   "formats/layer-index/merge.ts": "only merged images need it",
   "formats/layer-index/overlay.ts": "the overlay marks: whoever asks for them has an index, and no builder",
+  "store/link-sources.ts": "the threads of a checkout need nothing else of the store",
+  "store/ingest/serialize-error.ts": "errors across threads: a checkout has threads too",
+  "images/write-error.ts": "checkout: a full disk is told as in an export",
   "sys/isal.ts": "the workers that inflate load that library, nothing else does",
   // images/ has a door for each operation, so that a command loads what it needs: half of the time of a short one is loading.
   "images/origin.ts": "pull, load, demo, remote layers",

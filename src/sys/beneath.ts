@@ -130,6 +130,26 @@ export function openFileAt(directory: number, name: ByteString): number {
   return observed("open", directory, () => openat(directory, checked(name), flags));
 }
 
+/** As {@link openFileAt} by a path below `directory`, which leads through no symlink. */
+export function openFileBeneath(directory: number, path: ByteString): number {
+  const slash = path.lastIndexOf("/");
+  if (hasOpenat2 && path.length < PATH_MAX) {
+    const flags = fs.constants.O_RDONLY | fs.constants.O_NOFOLLOW | fs.constants.O_NONBLOCK;
+    checked(path.slice(slash + 1));
+    try {
+      return observed("open", directory, () => openat2Beneath(directory, path, flags));
+    } catch (error) {
+      if (errnoOf(error) !== "ENOSYS" && errnoOf(error) !== "EPERM") throw error;
+    }
+  }
+  const parent = slash < 0 ? directory : openDirectoryBeneath(directory, path.slice(0, slash));
+  try {
+    return openFileAt(parent, path.slice(slash + 1));
+  } finally {
+    if (parent !== directory) closeFile(parent);
+  }
+}
+
 /** A handle of whatever has the name, a symlink itself: for its attributes, not for its content. */
 export function openItselfAt(directory: number, name: ByteString): number {
   return observed("open", directory, () => openat(directory, checked(name), OPEN_ITSELF));
@@ -404,4 +424,10 @@ export function syncFileSystemOf(directory: number): void {
 /** The names in an open directory as of now survive a power cut afterwards. */
 export function syncNames(directory: number): void {
   effectAt("syncDirectory", directory, ".", () => fs.fsyncSync(directory));
+}
+
+/** Bytes that an unprivileged user may still write to the file system of an open file or directory. */
+export function freeBytesAt(fd: number): number {
+  const { bavail, bsize } = fs.statfsSync(pathOfHandle(fd));
+  return bavail * bsize;
 }

@@ -15,6 +15,8 @@ export interface ArchiveObserver {
   content(section: Section, entry: TarEntry, bytes: Uint8Array): void;
   /** Content that was passed over. */
   skipped(section: Section, entry: TarEntry, length: number): void;
+  /** Whether content is to be read where the caller would pass over it. */
+  wants(entry: TarEntry): boolean;
 }
 
 /** The stored bytes of one file: for a sparse one (`entry.segments`) its segments back to back. */
@@ -194,6 +196,10 @@ class EntryContent implements Content {
 
   async skip(length = this.remaining): Promise<void> {
     if (length === 0) return;
+    if (!this.#opened && this.#observer?.wants(this.#entry)) {
+      for (let left = length; left > 0; ) left -= (await this.read(Math.min(left, PIECE)))?.length ?? left;
+      return;
+    }
     await this.#reader.skip(length);
     if (!this.#opened) this.#observer?.skipped(this.#section, this.#entry, length);
   }

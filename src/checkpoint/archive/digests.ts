@@ -1,0 +1,82 @@
+/**
+ * Digests of an archive's sections, computed while it is written and again while it is read.
+ *
+ * `structure` covers every header and all content of files below 16 KiB, in the order of the archive: names, owners, links,
+ * the metadata documents. `data` covers the content of larger files, in order. Data that is moved inside the kernel is not
+ * seen by anyone, and reading it would cost what moving it saves; then there is no `data` (ADR 0026).
+ *
+ * Header bytes belong to the section of the member that follows them; padding behind content is among them. A nested tar
+ * counts as its headers and its files, not as content of its member.
+ */
+import { createHash, type Hash } from "node:crypto";
+import type { TarEntry } from "../../formats/tar/index.ts";
+import type { ArchiveObserver } from "./archive.ts";
+import type { Section } from "./sections.ts";
+
+/** Content of files from this size on is data; smaller files are structure. Part of the format of shale.json, version 1. */
+export const DATA_FROM = 16 * 1024;
+
+export interface SectionDigests {
+  readonly section: Section;
+  /** "sha256:" and 64 hexadecimal digits. */
+  readonly structure: string;
+  /** Undefined when some of the data was not seen. */
+  readonly data: string | undefined;
+}
+
+interface State {
+  readonly section: Section;
+  readonly structure: Hash;
+  readonly data: Hash;
+  complete: boolean;
+}
+
+export class SectionDigester implements ArchiveObserver {
+  readonly #wantsData: boolean;
+  readonly #states = new Map<string, State>();
+  #last: State | undefined;
+
+  /** With `data`, also content that its reader has no use for is read. */
+  constructor(options: { readonly data?: boolean } = {}) {
+    this.#wantsData = options.data ?? false;
+  }
+
+  header(section: Section, bytes: Uint8Array): void {
+    this.#of(section).structure.update(bytes);
+  }
+
+  content(section: Section, entry: Pick<TarEntry, "size">, bytes: Uint8Array): void {
+    const state = this.#of(section);
+    (entry.size < DATA_FROM ? state.structure : state.data).update(bytes);
+  }
+
+  skipped(section: Section): void {
+    this.#of(section).complete = false; // data: structure is wanted, always
+  }
+
+  wants(entry: Pick<TarEntry, "size">): boolean {
+    return this.#wantsData || entry.size < DATA_FROM;
+  }
+
+  /** In the order of the archive; the digester is used up. */
+  finish(): SectionDigests[] {
+    return [...this.#states.values()].map(({ section, structure, data, complete }) => ({
+      section,
+      structure: `sha256:${structure.digest("hex")}`,
+      data: complete ? `sha256:${data.digest("hex")}` : undefined,
+    }));
+  }
+
+  #of(section: Section): State {
+    const last = this.#last;
+    if (last !== undefined && last.section.kind === section.kind && last.section.name === section.name) return last;
+    const key = `${section.kind}/${section.name}`;
+    let state = this.#states.get(key);
+    if (state === undefined) {
+      state = { section, structure: createHash("sha256"), data: createHash("sha256"), complete: true };
+      this.#states.set(key, state);
+    }
+    this.#last = state;
+    return state;
+  }
+}
