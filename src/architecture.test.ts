@@ -53,6 +53,12 @@ const MODULES: Readonly<Record<string, Rule>> = {
   },
   "formats/erofs": { modules: [...BASE, ...FORMATS], packages: ["node:crypto"], pure: true },
   "formats/toc": { modules: [...BASE, ...FORMATS], packages: ["node:crypto", "node:buffer"], pure: true },
+  "formats/zstd-chunked": {
+    modules: [...BASE, ...FORMATS, "formats/toc"],
+    packages: ["node:crypto"],
+    pure: true,
+  },
+  "formats/estargz": { modules: [...BASE, ...FORMATS, "formats/toc"], packages: ["node:crypto"], pure: true },
   "formats/tar-recipe": { modules: [...BASE, ...FORMATS], packages: ["node:zlib"], pure: true },
   "formats/verity": { modules: BASE, packages: ["node:crypto"], pure: true },
   "formats/composefs": {
@@ -161,6 +167,7 @@ const PUBLIC_FILES: Readonly<Record<string, string>> = {
   "store/link-sources.ts": "the threads of a checkout need nothing else of the store",
   "store/ingest/serialize-error.ts": "errors across threads: a checkout has threads too",
   "images/write-error.ts": "checkout: a full disk is told as in an export",
+  "formats/toc/writing.ts": "the writers of blobs with a TOC",
   "sys/isal.ts": "the workers that inflate load that library, nothing else does",
   // images/ has a door for each operation, so that a command loads what it needs: half of the time of a short one is loading.
   "images/origin.ts": "pull, load, demo, remote layers",

@@ -33,6 +33,13 @@ import { zlibInflate } from "./zlib-inflate.ts";
 
 export type { InflateBackend, Inflater, InflateStep } from "./backend.ts";
 export { type Compression, detectCompression } from "./detect.ts";
+export {
+  compressFrames,
+  type FrameBatch,
+  type FrameCompressor,
+  frameCompressor,
+  type FrameSettings,
+} from "./frames.ts";
 export { type GzipMember, scanGzipMembers } from "./gzip.ts";
 export { type GzipHeader, parseGzipHeader } from "./gzip-header.ts";
 export { LOOKAHEAD, PIECE_SIZE } from "./pieces.ts";

@@ -7,8 +7,9 @@
  * | 2 | bytes of the tar: headers, padding, the end of the archive |
  * | 1 | the content of the file whose header was in the bytes before; also for what has no content |
  */
-import { type ByteString, displayBytes, fromUtf8 } from "../../bytes/index.ts";
+import { type ByteString, fromUtf8 } from "../../bytes/index.ts";
 import { tocError } from "./failure.ts";
+import { goString } from "./json-text.ts";
 import { readJsonSequence } from "./json-values.ts";
 import { DEFAULT_TOC_LIMITS } from "./limits.ts";
 
@@ -75,25 +76,6 @@ export class TarSplitEncoder {
     const sizeMember = size === 0 ? "" : `"size":${size},`;
     return `{"type":1,"name":${goString(name)},${sizeMember}"payload":${payload},"position":${this.#position++}}\n`;
   }
-}
-
-/**
- * A JSON string as Go's encoding/json writes it: `<`, `>`, `&` and the line separators are escaped, and of control characters
- * those with a short name take it. RangeError unless the bytes are UTF-8, which Go would silently replace.
- */
-export function goString(text: ByteString): string {
-  const decoded = utf8Of(text);
-  if (decoded === undefined) throw new RangeError(`"${displayBytes(text)}" is not UTF-8`);
-  return JSON.stringify(decoded).replace(/[<>&\u2028\u2029\u007f]/g, (c) => {
-    return c === "\u007f" ? c : `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`;
-  });
-}
-
-/** The text that the bytes are in UTF-8, undefined when they are not. */
-export function utf8Of(text: ByteString): string | undefined {
-  const bytes = Buffer.from(text, "latin1");
-  const decoded = bytes.toString("utf8");
-  return Buffer.from(decoded, "utf8").equals(bytes) ? decoded : undefined;
 }
 
 function base64Of(bytes: Uint8Array): string {
