@@ -231,6 +231,9 @@ function ensureBases(operation: StoreOperation, record: MountRecord): string[] {
     .reverse();
 }
 
+/** What `baseNames` makes; mounts that snapshots stand on have numbers. */
+const BASE_NAME = /^[ml]-/;
+
 function baseNames(record: Pick<MountRecord, "mode" | "diffIds">): string[] {
   if (record.mode === "merged") return [`m-${digestHex(chainIdOf(record.diffIds)).slice(0, NAME_DIGITS)}`];
   return record.diffIds.map((diffId) => `l-${digestHex(diffId).slice(0, NAME_DIGITS)}`);
@@ -255,6 +258,7 @@ function releaseBases(store: Store, operation: StoreOperation): void {
   }
   for (const { mountPoint } of mountInfo()) {
     if (!mountPoint.startsWith(`${directory}/`) || needed.has(mountPoint)) continue;
+    if (!BASE_NAME.test(mountPoint.slice(directory.length + 1))) continue; // of a snapshot (snapshotter/)
     // Lazily: a bind or overlay that was detached lazily may still stand on it.
     // The directory stays: removing it would also detach what another mount namespace has mounted there.
     unmount(mountPoint, { lazy: true });

@@ -169,16 +169,17 @@ export class SnapshotRegister implements Disposable {
 
   /** Records a new active snapshot or view. ALREADY_EXISTS, NOT_FOUND, INVALID_ARGUMENT as for Prepare. */
   insert(
-    snapshot: NewSnapshot & Pick<SnapshotRecord, "kind" | "bases" | "options"> & { readonly directory: boolean },
+    snapshot: NewSnapshot & Pick<SnapshotRecord, "kind" | "bases" | "options" | "directory" | "unsyncedSince">,
   ): void {
     const { database } = this.#context;
     database.transaction(() => {
       const parent = this.#checkNew(snapshot.name, snapshot.parent);
       this.#insert(snapshot, parent, snapshot.kind, undefined, snapshot.directory);
       database.run(
-        "UPDATE snapshots SET bases = ?, options = ? WHERE id = ?",
+        "UPDATE snapshots SET bases = ?, options = ?, boot = ? WHERE id = ?",
         JSON.stringify(snapshot.bases),
         snapshot.options.length === 0 ? null : JSON.stringify(snapshot.options),
+        snapshot.unsyncedSince ?? null,
         snapshot.id,
       );
     });
@@ -335,6 +336,11 @@ export class SnapshotRegister implements Disposable {
     return this.#context.database
       .all("SELECT id FROM snapshots WHERE kind = 'committed' AND directory = 1 AND boot = ?", bootId())
       .map((row) => Number(row.id));
+  }
+
+  /** What is written to its directory in this boot, nothing syncs. */
+  setUnsynced(id: number): void {
+    this.#context.database.run("UPDATE snapshots SET boot = ? WHERE id = ?", bootId(), id);
   }
 
   /** Their file system was synced after they were committed. */

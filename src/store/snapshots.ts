@@ -30,7 +30,10 @@ export interface SnapshotRecord {
   readonly options: readonly string[];
   /** Of a committed one, once measured. */
   readonly usage: { readonly size: number; readonly inodes: number } | undefined;
-  /** The boot in which its directory was committed; until `setSynced`, a power cut may have taken content from it. */
+  /**
+   * Of a committed one, the boot in which its directory was committed, until `setSynced`: a power cut may have taken content from
+   * it. Of a volatile active one, the boot in which it was last given out.
+   */
   readonly unsyncedSince: string | undefined;
 }
 

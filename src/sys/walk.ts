@@ -15,6 +15,8 @@ export interface WalkedFile {
   readonly size: number;
   readonly mtimeNs: bigint;
   readonly links: number;
+  /** Equal for the names of one file, while nothing is removed: "dev:ino". */
+  readonly identity: string;
   readonly rdevMajor: number;
   readonly rdevMinor: number;
   /** Of a symlink; else "". */
@@ -59,6 +61,7 @@ function describe(start: ByteString, path: ByteString): WalkedFile {
       size: Number(status.size),
       mtimeNs: status.mtimeNs,
       links: Number(status.nlink),
+      identity: `${status.dev}:${status.ino}`,
       ...splitDevice(BigInt(device)),
       target: status.isSymbolicLink() ? byteString(fs.readlinkSync(place, { encoding: "buffer" })) : "",
       xattrs: xattrsOf(place),
