@@ -72,7 +72,7 @@ const MODULES: Readonly<Record<string, Rule>> = {
   sys: { modules: [...BASE, "formats/compression"], packages: ["node:*", "koffi"] },
   rpc: {
     modules: ["errors", "async", "sys"],
-    packages: ["@grpc/grpc-js", "protobufjs", "node:net", "node:url", "node:events"],
+    packages: ["@grpc/grpc-js", "protobufjs", "node:net", "node:url"],
   },
   registry: {
     modules: [...BASE, "oci", "sys"],
@@ -86,7 +86,7 @@ const MODULES: Readonly<Record<string, Rule>> = {
     packages: ["node:crypto", "node:path"],
   },
   store: {
-    modules: [...BASE, ...ALL_FORMATS, "formats/toc", "oci", "sys"],
+    modules: [...BASE, ...ALL_FORMATS, "formats/toc", "formats/criu", "oci", "sys"],
     packages: ["node:sqlite", "node:path", "node:crypto", "node:worker_threads", "node:os", "node:events"],
   },
   server: {

@@ -9,7 +9,14 @@
  * Importing this costs nothing of the network stack: undici is loaded by the first request.
  */
 export { DEFAULT_HOSTS_DIRS, RegistryClient, type RegistryOptions, type Resolved } from "./client.ts";
-export { type Credentials, type CredentialSource, findAuth, parseAuthFile, serverHost } from "./credentials.ts";
+export {
+  type AuthFile,
+  type Credentials,
+  type CredentialSource,
+  findAuth,
+  parseAuthFile,
+  serverHost,
+} from "./credentials.ts";
 export type { RegistryEvent } from "./events.ts";
 export { releaseChunk } from "./http.ts";
 export type { PushBlobOptions, PushedBlob } from "./push.ts";
