@@ -184,6 +184,9 @@ const PUBLIC_FILES: Readonly<Record<string, string>> = {
   // checkpoint/ too: reading archives, and each thing that is done with them.
   "checkpoint/archive/index.ts": "all that read archives",
   "checkpoint/show/index.ts": "checkpoint show, checkpoint ls",
+  "checkpoint/write.ts": "checkpoint write, checkpoint save",
+  "checkpoint/restore.ts": "checkpoint restore",
+  "checkpoint/save.ts": "checkpoint save",
   "images/progress.ts": "an interface that the command line implements, without loading images",
 };
 

@@ -43,10 +43,16 @@ export const COMMANDS: readonly CommandEntry[] = [
   { name: "cat", group: READING, load: async () => (await import("./commands/cat.ts")).cat },
   { name: "stat", group: READING, load: async () => (await import("./commands/stat.ts")).stat },
   { name: "diff", group: READING, load: async () => (await import("./commands/diff.ts")).diff },
+  { name: "checkout", group: READING, load: async () => (await import("./commands/checkout.ts")).checkout },
   { name: "export", group: EXPORTS, load: async () => (await import("./commands/export.ts")).exportCommand },
   { name: "verity", group: EXPORTS, load: async () => (await import("./commands/verity.ts")).verity },
   { name: "verify", group: EXPORTS, load: async () => (await import("./commands/verify.ts")).verify },
   { name: "daemon", group: CONTAINERD, load: async () => (await import("./commands/daemon.ts")).daemon },
+  {
+    name: "checkpoint write",
+    group: CHECKPOINTS,
+    load: async () => (await import("./commands/checkpoint/write.ts")).checkpointWrite,
+  },
   {
     name: "checkpoint show",
     group: CHECKPOINTS,
