@@ -32,6 +32,7 @@ import type { AssembleOutcome, BadSource, FeedSource, IngestResult, PlanOffer } 
 import * as layers from "./layers.ts";
 import { Layout } from "./layout.ts";
 import { Lease, recoverFromReboot, recoverStaging } from "./leases.ts";
+import { type LinkArea, openLinkArea } from "./links.ts";
 import * as mountRecords from "./mount-records.ts";
 import { Reserve } from "./reserve.ts";
 import { SnapshotRegister } from "./snapshot-register.ts";
@@ -61,6 +62,7 @@ export { Arrivals } from "./ingest/arrivals.ts";
 export type { AssembleOutcome, BadSource, FeedSource, IngestResult, PlanOffer } from "./ingest/protocol.ts";
 export type { PlanSummary } from "./ingest/toc-plan.ts";
 export type { LayerRecord } from "./layers.ts";
+export type { LinkArea, LinkUsage } from "./links.ts";
 export { LIMITS as STORE_LIMITS } from "./limits.ts";
 export type { MountRecord } from "./mount-records.ts";
 export { alreadyExists, type NewSnapshot, notFound, SnapshotRegister } from "./snapshot-register.ts";
@@ -391,6 +393,15 @@ export class StoreOperation implements Disposable {
     return this.#lease.stage().directory;
   }
 
+  /** Where checkouts keep what they share by hard link; waits while another process cleans up after a crash. */
+  openLinkArea(options: { readonly signal?: AbortSignal } = {}): Promise<LinkArea> {
+    return openLinkArea(this.#context, this.#lease, options);
+  }
+
+  /** ROOT, absolute. */
+  get storeRoot(): string {
+    return this.#context.layout.root;
+  }
   /** Directory for the mount points and upper directories that shale makes. */
   get mountsDirectory(): string {
     return this.#context.layout.mounts;

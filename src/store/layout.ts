@@ -47,6 +47,13 @@ export class Layout {
   get snapshotterLock(): string {
     return join(this.root, "snapshotter.lock");
   }
+  /** Files that checkouts share by hard link. */
+  get links(): string {
+    return join(this.root, "links");
+  }
+  get linksLock(): string {
+    return join(this.root, "links.lock");
+  }
   get garbageLock(): string {
     return join(this.root, "gc.lock");
   }
@@ -102,6 +109,7 @@ export class Layout {
       this.downloads,
       this.quarantine,
       this.mounts,
+      this.links,
       this.snapshots,
     ];
   }

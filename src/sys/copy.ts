@@ -130,3 +130,17 @@ function tried<T>(run: () => T): { readonly value: T } | undefined {
 function tooShort(fd: number, offset: number): ShaleError {
   return new ShaleError("DATA_LOSS", `Cannot copy from file descriptor ${fd}: it ends before byte ${offset}`);
 }
+
+/** Shares blocks, or fails: ENOTSUP, EXDEV or EINVAL where that is not possible. Offsets and length as for {@link copyRange}. */
+export function shareRange(
+  source: number,
+  sourceOffset: number,
+  target: number,
+  targetOffset: number,
+  length: number,
+): void {
+  effect("copy", target, () => cloneRange(source, sourceOffset, target, targetOffset, length), {
+    offset: targetOffset,
+    length,
+  });
+}

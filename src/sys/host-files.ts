@@ -23,10 +23,10 @@ export function readLink(path: string): ByteString {
 }
 
 /**
- * The extended attributes that this user may read, of a file, directory or symlink (which is not followed), in byte order
- * of their names. None where the file system has no such thing.
+ * The extended attributes that this user may read, of a file, directory or symlink (which is not followed) or of a
+ * descriptor, in byte order of their names. None where the file system has no such thing.
  */
-export function readXattrs(path: string): { readonly name: ByteString; readonly value: ByteString }[] {
+export function readXattrs(path: string | number): { readonly name: ByteString; readonly value: ByteString }[] {
   return observed("read", path, () => {
     try {
       const names = listXattrs(path).sort();

@@ -34,6 +34,7 @@ export * from "./mounts.ts";
 export * from "./new-file.ts";
 export * from "./process.ts";
 export * from "./remove-tree.ts";
+export * from "./rights.ts";
 export * from "./service-manager.ts";
 export * from "./sync-file-system.ts";
 export { type SystemError, systemError } from "./system-error.ts";

@@ -1,0 +1,70 @@
+/** One tree as a thread reads it: metadata by the EROFS reader, content by descriptors of the blobs, opened when first needed. */
+import { hash } from "node:crypto";
+import { ShaleError } from "../errors/index.ts";
+import { type ErofsExtent, type ErofsInode, ErofsReader } from "../formats/erofs/index.ts";
+import { PayloadFinder } from "../formats/payload-table/index.ts";
+import { closeFile, type FileSource, fileSource, openFile, statFile } from "../sys/index.ts";
+import type { TreeFiles } from "./protocol.ts";
+
+/** An open blob. */
+export interface Blob {
+  readonly path: string;
+  readonly file: number;
+  /** Has a hole somewhere. */
+  readonly sparse: boolean;
+  readonly payloads: PayloadFinder;
+}
+
+export class OpenTree implements Disposable {
+  readonly reader: ErofsReader;
+  readonly #image: FileSource;
+  readonly #devices: readonly string[];
+  readonly #blobs: (Blob | undefined)[] = [];
+
+  constructor({ image, devices }: TreeFiles) {
+    this.#image = fileSource(image);
+    this.#devices = devices;
+    this.reader = new ErofsReader(this.#image);
+  }
+
+  /** `device` as extents count them. */
+  blob(device: number): Blob {
+    let blob = this.#blobs[device];
+    if (blob === undefined) {
+      const path = this.#devices[device]!;
+      const file = openFile(path);
+      const { allocated, size } = statFile(file);
+      blob = { path, file, sparse: allocated < size, payloads: new PayloadFinder(fileSource(file)) };
+      this.#blobs[device] = blob;
+    }
+    return blob;
+  }
+
+  /** The one extent of a file on a device; undefined when its bytes are in the image. */
+  extent(inode: ErofsInode): ErofsExtent | undefined {
+    const [first, ...more] = this.reader.extents(inode);
+    if (first === undefined || first.device < 0) {
+      if (more.every(({ device }) => device < 0)) return undefined;
+    } else if (more.length === 0) return first;
+    throw new ShaleError("UNIMPLEMENTED", `Cannot check out inode ${inode.nid}: it is scattered over several ranges`);
+  }
+
+  /** SHA-256 of a file's content. */
+  digest(inode: ErofsInode): Uint8Array {
+    const extent = this.extent(inode);
+    if (extent === undefined) return hash("sha256", this.reader.read(inode, 0, inode.size), "buffer");
+    const { payloads, path } = this.blob(extent.device);
+    const payload = payloads.find(extent.offset);
+    if (payload?.length === inode.size) return payload.digest;
+    throw new ShaleError(
+      "DATA_LOSS",
+      `Cannot check out inode ${inode.nid}: ${path} has no such payload at ${extent.offset}`,
+      { hint: "Run shale check --repair" },
+    );
+  }
+
+  [Symbol.dispose](): void {
+    for (const blob of this.#blobs) if (blob !== undefined) closeFile(blob.file);
+    this.#image[Symbol.dispose]();
+  }
+}
