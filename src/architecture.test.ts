@@ -94,7 +94,7 @@ const MODULES: Readonly<Record<string, Rule>> = {
     packages: ["node:http", "node:net", "node:crypto", "node:stream", "node:zlib"],
   },
   images: {
-    modules: [...BASE, ...ALL_FORMATS, "oci", "sys", "registry", "archives", "server", "store"],
+    modules: [...BASE, ...ALL_FORMATS, "formats/toc", "oci", "sys", "registry", "archives", "server", "store"],
     packages: ["node:path", "node:os", "node:crypto", "node:worker_threads", "node:stream"],
   },
   export: {

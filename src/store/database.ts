@@ -47,12 +47,13 @@ const SCHEMA = `
     committed_at   INTEGER NOT NULL,    -- ms since the epoch
     indexed        INTEGER NOT NULL,    -- 1: its payloads are in the dedupe index
     standalone     INTEGER NOT NULL,    -- 1: its image means the same without layers below
+    form           TEXT NOT NULL DEFAULT 'tree', -- or 'archive': a checkpoint in parts, whose image is not for mounting
     toc            TEXT,                -- JSON: where what layers/<id>/toc has was in the blob that was pulled, or NULL
     chunked        INTEGER NOT NULL DEFAULT 0, -- 1: its chunks are in the chunk index
     condemned      INTEGER,             -- epoch in which gc took it out of sight, 0 while its files are removed, or NULL
     damage         TEXT                 -- why check took it out of sight, or NULL
   ) STRICT;
-  CREATE UNIQUE INDEX layers_in_sight ON layers (diff_id) WHERE condemned IS NULL AND damage IS NULL;
+  CREATE UNIQUE INDEX layers_in_sight ON layers (diff_id, form) WHERE condemned IS NULL AND damage IS NULL;
   CREATE INDEX layers_by_diff_id ON layers (diff_id);
   CREATE INDEX layers_to_do ON layers (id) WHERE indexed = 0 OR condemned IS NOT NULL OR damage IS NOT NULL;
 

@@ -157,7 +157,7 @@ export function commitImage(context: StoreContext, image: NewImage): void {
   database.transaction(() => {
     for (const { record } of image.manifests) {
       for (const layer of record.layers) {
-        if (claimLayer(context, layer.diffId) !== undefined) continue;
+        if (claimLayer(context, layer.diffId, "any") !== undefined) continue;
         throw new ShaleError("ABORTED", `Cannot record ${image.name}: layer ${layer.diffId} is not in the store`);
       }
     }

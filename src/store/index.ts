@@ -28,7 +28,7 @@ import { collectGarbage, type GarbageReport } from "./garbage.ts";
 import * as images from "./images.ts";
 import { IngestPool } from "./ingest/pool.ts";
 import type { Arrivals } from "./ingest/arrivals.ts";
-import type { AssembleOutcome, BadSource, FeedSource, IngestResult, PlanOffer } from "./ingest/protocol.ts";
+import type { AssembleOutcome, BadSource, FeedSource, IngestResult, LayerForm, PlanOffer } from "./ingest/protocol.ts";
 import * as layers from "./layers.ts";
 import { Layout } from "./layout.ts";
 import { Lease, recoverFromReboot, recoverStaging } from "./leases.ts";
@@ -59,7 +59,7 @@ export type { HostMount, HostMountRegister } from "./host-mounts.ts";
 export type { Document, ImageRecord, LayerSource, ManifestLayer, ManifestRecord, NewImage } from "./images.ts";
 export { manifestRecord } from "./images.ts";
 export { Arrivals } from "./ingest/arrivals.ts";
-export type { AssembleOutcome, BadSource, FeedSource, IngestResult, PlanOffer } from "./ingest/protocol.ts";
+export type { AssembleOutcome, BadSource, FeedSource, IngestResult, LayerForm, PlanOffer } from "./ingest/protocol.ts";
 export type { PlanSummary } from "./ingest/toc-plan.ts";
 export type { LayerRecord } from "./layers.ts";
 export type { LinkArea, LinkUsage } from "./links.ts";
@@ -253,8 +253,8 @@ export class StoreOperation implements Disposable {
   }
 
   /** The layer if it is in sight, or can be brought back into sight; it stays for as long as this operation. */
-  claimLayer(diffId: DiffId): layers.LayerRecord | undefined {
-    return layers.claimLayer(this.#context, diffId);
+  claimLayer(diffId: DiffId, form: LayerForm = "tree"): layers.LayerRecord | undefined {
+    return layers.claimLayer(this.#context, diffId, form);
   }
 
   /** The resumable download of one blob; waits while another task or process has it. */
@@ -277,9 +277,11 @@ export class StoreOperation implements Disposable {
       readonly signal?: AbortSignal;
       readonly onConsumed?: (bytes: number) => void;
       readonly deduplicate?: boolean;
+      /** "archive": the layer is a checkpoint archive, kept in parts; "tree" unless given. */
+      readonly form?: LayerForm;
     } = {},
   ): Promise<IngestResult> {
-    const { signal, onConsumed, toc, deduplicate = true } = options;
+    const { signal, onConsumed, toc, deduplicate = true, form = "tree" } = options;
     return this.#pool.ingest(
       {
         ...this.#lease.stage(),
@@ -290,6 +292,7 @@ export class StoreOperation implements Disposable {
         digest: expected.digest,
         diffId: expected.diffId,
         deduplicate,
+        form,
         ...(onConsumed ? { onConsumed } : {}),
       },
       signal ? { signal } : {},

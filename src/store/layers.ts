@@ -13,7 +13,7 @@ import { crashPoint, fileSource, removeTree, rename, syncDirectory } from "../sy
 import type { StoreContext } from "./context.ts";
 import { unlessDamaged } from "./damage.ts";
 import type { Database, Row } from "./database.ts";
-import type { IngestResult } from "./ingest/protocol.ts";
+import type { IngestResult, LayerForm } from "./ingest/protocol.ts";
 import { formatTocLocation } from "./ingest/toc-file.ts";
 
 /** Index rows per transaction: bounds how long others wait for the database. */
@@ -21,6 +21,8 @@ const INDEX_BATCH = 4096;
 
 export interface LayerRecord {
   readonly id: string;
+  /** Only a "tree" can be opened and mounted; the tar comes back from both. */
+  readonly form: LayerForm;
   readonly diffId: DiffId;
   readonly tarSize: number;
   readonly entries: number;
@@ -46,6 +48,7 @@ export interface LayerRecord {
 export function layerFromRow(row: Row): LayerRecord {
   return {
     id: String(row.id),
+    form: row.form === "archive" ? "archive" : "tree",
     diffId: String(row.diff_id) as DiffId,
     tarSize: Number(row.tar_size),
     entries: Number(row.entries),
@@ -63,9 +66,21 @@ export function layerFromRow(row: Row): LayerRecord {
   };
 }
 
-/** The layer with this diffId, complete and durable; undefined when there is none in sight. */
-export function findLayer({ database }: StoreContext, diffId: DiffId): LayerRecord | undefined {
-  const row = database.get("SELECT * FROM layers WHERE diff_id = ? AND condemned IS NULL AND damage IS NULL", diffId);
+/**
+ * The layer with this diffId, complete and durable; undefined when there is none in sight. As a tree where there is one,
+ * and, unless `form` says "tree", else as an archive: for those who want no more than the tar.
+ */
+export function findLayer(
+  { database }: StoreContext,
+  diffId: DiffId,
+  form: LayerForm | "any" = "any",
+): LayerRecord | undefined {
+  const row = database.get(
+    `SELECT * FROM layers WHERE diff_id = ?1 AND condemned IS NULL AND damage IS NULL AND ?2 IN (form, 'any')
+       ORDER BY form DESC LIMIT 1`,
+    diffId,
+    form,
+  );
   return row && layerFromRow(row);
 }
 
@@ -73,18 +88,24 @@ export function findLayer({ database }: StoreContext, diffId: DiffId): LayerReco
  * As `findLayer`, and brings a layer back into sight that garbage collection has condemned but not begun to remove. Call
  * inside the transaction that starts to refer to it.
  */
-export function claimLayer(context: StoreContext, diffId: DiffId): LayerRecord | undefined {
+export function claimLayer(
+  context: StoreContext,
+  diffId: DiffId,
+  form: LayerForm | "any" = "tree",
+): LayerRecord | undefined {
   const { database } = context;
   return database.transaction(() => {
-    const found = findLayer(context, diffId);
+    const found = findLayer(context, diffId, form);
     if (found !== undefined) return found;
-    // Its index rows are gone; `indexed = 0` has them made again. One row only: diffIds in sight are unique.
+    // Its index rows are gone; `indexed = 0` has them made again. One row only: diffIds in sight are unique for a form.
     database.run(
       `UPDATE layers SET condemned = NULL, indexed = 0, chunked = 0 WHERE id =
-         (SELECT id FROM layers WHERE diff_id = ? AND condemned > 0 AND damage IS NULL LIMIT 1)`,
+         (SELECT id FROM layers WHERE diff_id = ?1 AND condemned > 0 AND damage IS NULL AND ?2 IN (form, 'any')
+            ORDER BY form DESC LIMIT 1)`,
       diffId,
+      form,
     );
-    return findLayer(context, diffId);
+    return findLayer(context, diffId, form);
   });
 }
 
@@ -134,13 +155,14 @@ export function commitLayers(context: StoreContext, ingested: readonly IngestRes
 /** False when the layer is there already. */
 function insertLayer(context: StoreContext, one: IngestResult): boolean {
   const { database } = context;
-  if (claimLayer(context, one.diffId as DiffId) !== undefined) return false;
+  if (claimLayer(context, one.diffId as DiffId, one.form) !== undefined) return false;
   if (one.blobSize > 0) database.run("INSERT INTO blobs (id, size) VALUES (?, ?)", one.id, one.blobSize);
   database.run(
-    `INSERT INTO layers (id, diff_id, tar_size, entries, content_bytes, own_bytes, shared_bytes, inline_bytes,
+    `INSERT INTO layers (id, form, diff_id, tar_size, entries, content_bytes, own_bytes, shared_bytes, inline_bytes,
        metadata_bytes, image_sha256, recipe_sha256, notices, committed_at, indexed, standalone, toc)
-     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
     one.id,
+    one.form,
     one.diffId,
     one.tarSize,
     one.entries,

@@ -63,7 +63,16 @@ export function getLayer(context: StoreContext, diffId: DiffId): LayerRecord {
   throw new ShaleError("NOT_FOUND", `Cannot read layer ${diffId}: it is not in the store`);
 }
 
+/** FAILED_PRECONDITION for a checkpoint that is kept as an archive: its image has made-up names. */
+function requireTree({ diffId, form }: LayerRecord): void {
+  if (form === "tree") return;
+  throw new ShaleError("FAILED_PRECONDITION", `Cannot open layer ${diffId}: it is the archive of a checkpoint`, {
+    hint: "shale checkpoint export gives the archive back",
+  });
+}
+
 export function layerFiles({ layout }: StoreContext, layer: LayerRecord): ImageFiles {
+  requireTree(layer);
   const image = layout.layerImage(layer.id);
   using source = openStored(image);
   const { devices } = new ErofsReader(source);
@@ -71,6 +80,7 @@ export function layerFiles({ layout }: StoreContext, layer: LayerRecord): ImageF
 }
 
 export function openLayer(context: StoreContext, layer: LayerRecord): OpenTree {
+  requireTree(layer);
   return openImage(context, context.layout.layerImage(layer.id));
 }
 
@@ -145,6 +155,7 @@ function openStored(path: string): FileSource {
 function ensureMerged(context: StoreContext, lease: Lease, diffIds: readonly DiffId[]): string {
   const { layout, database } = context;
   const layers = diffIds.map((diffId) => getLayer(context, diffId));
+  for (const layer of layers) requireTree(layer);
   if (layers.length === 1 && layers[0]!.standalone) return layout.layerImage(layers[0]!.id);
   const chainId = chainIdOf(diffIds);
   const row = database.get("SELECT id FROM merged WHERE chain_id = ? AND condemned IS NULL", chainId);
@@ -241,7 +252,7 @@ export interface LayerTar {
 /** A layer's tar, rebuilt while it is read. */
 export function openTar(context: StoreContext, layer: LayerRecord): LayerTar & Disposable {
   const { layout } = context;
-  const tree = openLayer(context, layer);
+  const tree = openImage(context, layout.layerImage(layer.id));
   let recipeFile: FileSource | undefined;
   const close = () => {
     recipeFile?.[Symbol.dispose]();

@@ -120,6 +120,13 @@ export function checksumMatches(block: Buffer, at: number): boolean {
 const SUM_WORDS = new Uint32Array(BLOCK_SIZE / 4);
 const SUM_BYTES = Buffer.from(SUM_WORDS.buffer);
 
+/** Whether these bytes begin with a header block: a tar does, and hardly anything else has its checksum right. */
+export function startsWithHeader(bytes: Uint8Array): boolean {
+  if (bytes.length < BLOCK_SIZE) return false;
+  const block = Buffer.from(bytes.buffer, bytes.byteOffset, BLOCK_SIZE);
+  return !isZero(block, 0, BLOCK_SIZE) && checksumMatches(block, 0);
+}
+
 export function checksum(block: Buffer, at: number): number {
   block.copy(SUM_BYTES, 0, at, at + BLOCK_SIZE);
   SUM_BYTES.fill(0x20, FIELDS.checksum.offset, FIELDS.checksum.offset + FIELDS.checksum.length);

@@ -39,5 +39,6 @@ export {
   type TarUnkept,
   tarError,
 } from "./entry.ts";
+export { startsWithHeader } from "./header.ts";
 export { type TarInput, TarReader } from "./reader.ts";
 export { DEFAULT_TAR_LIMITS, type TarLimits } from "./limits.ts";

@@ -175,6 +175,7 @@ class Assembly {
         ...writer.finish(kept),
         id: job.id,
         directory: job.directory,
+        form: "tree",
         digest: job.digest,
         diffId: job.diffId,
         tarSize: this.#tarSize,

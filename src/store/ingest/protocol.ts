@@ -6,6 +6,12 @@ import type { TocLocation } from "../../formats/toc/index.ts";
 import type { WrittenLayer } from "./layer-writer.ts";
 import type { PlanSummary } from "./toc-plan.ts";
 
+/**
+ * What a layer's image shows: its tree, or an archive's contents in parts under made-up names (archive-splitter.ts), for
+ * getting the archive back and nothing else.
+ */
+export type LayerForm = "tree" | "archive";
+
 /** Where the bytes of a layer blob are: a range of a file, which may still be growing. */
 export interface FeedSource {
   readonly path: string;
@@ -34,6 +40,7 @@ export interface IngestJob extends Job {
   /** Expected sha256 of the tar; undefined when whoever asks wants to learn it. */
   readonly diffId: string | undefined;
   readonly deduplicate: boolean;
+  readonly form: LayerForm;
   /** Where the blob has its TOC: it is kept beside the layer. */
   readonly toc?: TocLocation;
 }
@@ -111,6 +118,7 @@ export interface ChunkRows {
 
 export interface IngestResult extends WrittenLayer {
   readonly id: string;
+  readonly form: LayerForm;
   readonly directory: string;
   /** "algorithm:hex" of the bytes as fed, with the algorithm of the expected digest or sha256. */
   readonly digest: string;

@@ -17,6 +17,7 @@ import { Database } from "../database.ts";
 import { LIMITS } from "../limits.ts";
 import { assemble } from "./assemble.ts";
 import { scanChunks } from "./chunk-scan.ts";
+import { ArchiveSplitter } from "./archive-splitter.ts";
 import { NO_DEDUPE, storeDedupeIndex } from "./dedupe-index.ts";
 import { readFeed } from "./feed.ts";
 import { LayerWriter } from "./layer-writer.ts";
@@ -97,7 +98,7 @@ async function ingest(
     job.deduplicate ? storeDedupeIndex(database) : NO_DEDUPE,
     randomBytes(4).readUInt32LE(),
   );
-  const decoder = new TarDecoder(writer);
+  const decoder = new TarDecoder(job.form === "archive" ? new ArchiveSplitter(writer) : writer);
 
   const feed = readFeed(job.feed, signal);
   const first = await feed.next();
@@ -149,8 +150,8 @@ async function ingest(
     );
   }
   const kept = job.toc === undefined ? 0 : keepTocOf(job.feed.path, join(layer, "toc"), job.toc);
-  const { id, directory, toc } = job;
-  return { ...writer.finish(kept), id, directory, digest, diffId, tarSize, size, toc };
+  const { id, directory, toc, form } = job;
+  return { ...writer.finish(kept), id, directory, form, digest, diffId, tarSize, size, toc };
 }
 
 /** The blob is verified by now, and so is the TOC in it. */
