@@ -6,7 +6,7 @@
  * `context.signal` is aborted and has released what it held when it settles. Rendering is a pure function beside it.
  */
 import type { Progress } from "../images/progress.ts";
-import type { Log } from "../log/index.ts";
+import type { Log, LogLevel } from "../log/index.ts";
 import type { Output } from "./output.ts";
 
 /** What a shell may offer for a value. */
@@ -98,6 +98,8 @@ export interface Context<T extends OptionTable = OptionTable> {
   /** Silent with --quiet. */
   readonly progress: Progress;
   readonly log: Log;
+  /** As the user has chosen it, by --log-level, SHALE_LOG_LEVEL or --quiet. */
+  readonly logLevel: LogLevel | undefined;
   readonly signal: AbortSignal;
 }
 
@@ -138,7 +140,7 @@ export const GLOBAL_OPTIONS = {
     type: "string",
     value: "LEVEL",
     choices: ["error", "warn", "info", "debug"],
-    default: "info",
+    defaultText: "info",
     env: "SHALE_LOG_LEVEL",
     help: "The least important messages to log on stderr",
   },

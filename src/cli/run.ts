@@ -66,7 +66,8 @@ async function runCommand(host: Host, commands: readonly CommandEntry[], state: 
     return EXIT.ok;
   }
   checkPositionals(positionals, command.arguments, command.name);
-  const level: LogLevel = globals.quiet ? "error" : globals["log-level"];
+  const logLevel = globals.quiet ? "error" : globals["log-level"];
+  const level = logLevel ?? "info";
   state.stack = level === "debug";
   const progress = createProgress(progressKind(host, globals), host.stderr, { unicode: host.stdout.unicode });
   state.progress = progress;
@@ -79,6 +80,7 @@ async function runCommand(host: Host, commands: readonly CommandEntry[], state: 
     stdout: host.stdout,
     progress,
     log: createLog({ level, json: globals.json, write: (line) => progress.note(line), now: () => new Date() }),
+    logLevel,
     signal: host.signal,
   };
   return (await command.run(context)) ?? EXIT.ok;
@@ -88,7 +90,7 @@ interface Globals {
   readonly root: string | undefined;
   readonly json: boolean;
   readonly quiet: boolean;
-  readonly "log-level": LogLevel;
+  readonly "log-level": LogLevel | undefined;
   readonly help: boolean;
   readonly version: boolean;
 }

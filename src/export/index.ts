@@ -15,6 +15,7 @@ export { type ComposefsExport, type ComposefsOptions, exportComposefs } from "./
 export { deriveUuid, formatUuid, parseRootHash, parseSalt, parseUuid } from "./derive.ts";
 export { type DiskOptions, type ExportedDisk, exportDisk, type VerityOptions } from "./disk.ts";
 export { exportExt4 } from "./ext4.ts";
+export { collectAll } from "./garbage.ts";
 export {
   diskInstructions,
   type Instruction,

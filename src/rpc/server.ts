@@ -1,14 +1,13 @@
 /**
  * A gRPC server on a unix socket.
  *
- * - The socket appears under its name with mode 0600, or not at all: it is bound under another name and renamed into place. What was
- *   there before is replaced only if nobody answers on it.
+ * - The socket appears under its name with mode 0600, or not at all, and is never taken from who answers on it (sys/unix-socket.ts).
  * - Cancellation and deadline of a call reach its handler as one AbortSignal. A call has ended when its handler has.
  * - `close` lets running calls end, then cancels those that take longer than the grace time, and settles when all have ended.
  *
  * Connections come through a `net.Server` of our own: grpc-js binds a path with the process's umask and never says who has it.
  */
-import { connect, createServer, type Server as NetServer, type Socket } from "node:net";
+import { createServer, type Server as NetServer, type Socket } from "node:net";
 import {
   type handleServerStreamingCall,
   type handleUnaryCall,
@@ -19,8 +18,8 @@ import {
   type ServiceDefinition,
   type UntypedServiceImplementation,
 } from "@grpc/grpc-js";
-import { errnoOf, ShaleError } from "../errors/index.ts";
-import { findFile, rename, unlink } from "../sys/index.ts";
+import { ShaleError } from "../errors/index.ts";
+import { bindUnixSocket, type UnixSocket } from "../sys/index.ts";
 import type { AnyMethod, Method } from "./proto.ts";
 import { STATUS, type Status, statusOf } from "./status.ts";
 
@@ -28,6 +27,8 @@ import { STATUS, type Status, statusOf } from "./status.ts";
 export const MESSAGE_LIMIT = 16 * 1024 * 1024;
 /** Calls under way on one connection; containerd has one connection for all of its calls. */
 const STREAM_LIMIT = 1000;
+/** After the last call has ended, for its answer to be read. */
+const FLUSH_MS = 1000;
 
 export interface Call {
   readonly method: AnyMethod;
@@ -85,7 +86,7 @@ export class RpcServer {
   readonly #stopping = new AbortController();
   readonly #running = new Set<Promise<void>>();
   readonly #sockets = new Set<Socket>();
-  #listening: { readonly server: NetServer; readonly path: string; readonly inode: bigint } | undefined;
+  #listening: { readonly server: NetServer; readonly socket: UnixSocket } | undefined;
 
   constructor(options: RpcServerOptions = {}) {
     this.#observe = options.observe ?? (() => undefined);
@@ -119,25 +120,15 @@ export class RpcServer {
     this.#grpc.addService(definition, implementation);
   }
 
-  /**
-   * Opens the socket. Its directory must exist. FAILED_PRECONDITION when another process answers there, or something that is no
-   * socket has the name.
-   */
+  /** Opens the socket; fails as {@link bindUnixSocket}. */
   async listen(path: string): Promise<void> {
-    await refuseLiveSocket(path);
     const injector = this.#grpc.createConnectionInjector(ServerCredentials.createInsecure());
     const server = createServer((socket) => {
       this.#sockets.add(socket);
       socket.once("close", () => this.#sockets.delete(socket));
       injector.injectConnection(socket);
     });
-    const temporary = `${path}.${process.pid}`;
-    unlink(temporary); // of a process that died while it bound, and had our pid
-    await bind(server, temporary).catch((error: unknown) => {
-      throw explainListen(path, error);
-    });
-    rename(temporary, path);
-    this.#listening = { server, path, inode: findFile(path)!.ino };
+    this.#listening = { server, socket: await bindUnixSocket(server, path) };
   }
 
   /** Nothing new is accepted; resolves when every call has ended. Calls that outlast `graceMs` are cancelled. Idempotent. */
@@ -145,19 +136,22 @@ export class RpcServer {
     const listening = this.#listening;
     this.#listening = undefined;
     if (listening !== undefined) {
-      // Ours only: a successor may have renamed its own socket over it.
-      if (findFile(listening.path)?.ino === listening.inode) unlink(listening.path);
+      listening.socket.release();
       listening.server.close();
     }
-    const drained = new Promise<void>((resolve) => this.#grpc.tryShutdown(() => resolve()));
+    // Sessions say that they are going away and end with their last call. The callback says nothing: Node closes the sessions of an
+    // HTTP/2 server by itself, and grpc-js takes those for ended.
+    this.#grpc.tryShutdown(() => undefined);
     const timer = setTimeout(() => this.#cancelAll(), graceMs);
-    await Promise.all(this.#running);
+    while (this.#running.size > 0) await Promise.all(this.#running);
     clearTimeout(timer);
-    // The answers are in the sockets' buffers; a client that reads nothing must not hold the end up.
-    const forced = setTimeout(() => this.#grpc.forceShutdown(), 500);
-    await drained;
+    // Answers may still be in the sockets' buffers; a client that reads nothing must not hold the end up.
+    const forced = setTimeout(() => {
+      for (const socket of this.#sockets) socket.destroy();
+    }, FLUSH_MS);
+    await Promise.all([...this.#sockets].map((socket) => new Promise((done) => socket.once("close", done))));
     clearTimeout(forced);
-    for (const socket of this.#sockets) socket.destroy();
+    this.#grpc.forceShutdown();
   }
 
   #cancelAll(): void {
@@ -191,7 +185,7 @@ export class RpcServer {
           grpc.end();
         } catch (error) {
           const { code, details } = settle(error);
-          grpc.destroy(Object.assign(new Error(details), { code, details }));
+          grpc.emit("error", Object.assign(new Error(details), { code, details }));
         }
       });
     };
@@ -239,68 +233,4 @@ function writable(grpc: ServerWritableStream<unknown, unknown>, signal: AbortSig
     signal.addEventListener("abort", done, { once: true });
     if (signal.aborted) done();
   });
-}
-
-/** A socket that nobody listens on is a leftover, whatever its age: the kernel refuses the connection. */
-async function refuseLiveSocket(path: string): Promise<void> {
-  const there = findFile(path);
-  if (there === undefined) return;
-  if (there.kind !== "other") {
-    throw new ShaleError("FAILED_PRECONDITION", `Cannot listen on ${path}: a ${there.kind} has that name`, {
-      hint: "Choose another --address",
-    });
-  }
-  const alive = await new Promise<boolean>((resolve, reject) => {
-    const probe = connect({ path });
-    probe.once("connect", () => {
-      probe.destroy();
-      resolve(true);
-    });
-    probe.once("error", (error) => {
-      const gone = ["ECONNREFUSED", "ENOENT"].includes(errnoOf(error) ?? "");
-      if (gone) resolve(false);
-      else reject(explainListen(path, error));
-    });
-  });
-  if (alive) {
-    throw new ShaleError("FAILED_PRECONDITION", `Cannot listen on ${path}: another process serves it`, {
-      hint: "Stop that one, or choose another --address and --root",
-    });
-  }
-}
-
-function bind(server: NetServer, path: string): Promise<void> {
-  return new Promise((resolve, reject) => {
-    server.once("error", reject);
-    // bind(2) takes the mode from the umask, and happens before listen() returns: no moment with another mode.
-    const before = process.umask(0o177);
-    try {
-      server.listen({ path }, () => resolve());
-    } finally {
-      process.umask(before);
-    }
-  });
-}
-
-/** sun_path of unix(7), with room for the temporary name. */
-const PATH_LIMIT = 95;
-
-function explainListen(path: string, error: unknown): unknown {
-  const errno = errnoOf(error);
-  if (Buffer.byteLength(path) > PATH_LIMIT) {
-    return new ShaleError(
-      "INVALID_ARGUMENT",
-      `Cannot listen on ${path}: a socket's path may have ${PATH_LIMIT} bytes`,
-      {
-        cause: error,
-      },
-    );
-  }
-  if (errno === "EACCES" || errno === "EPERM" || errno === "EROFS") {
-    return new ShaleError("PERMISSION_DENIED", `Cannot listen on ${path}: this user may not`, { cause: error });
-  }
-  if (errno === "ENOENT") {
-    return new ShaleError("NOT_FOUND", `Cannot listen on ${path}: its directory is missing`, { cause: error });
-  }
-  return error;
 }

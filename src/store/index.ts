@@ -37,7 +37,7 @@ import * as mountRecords from "./mount-records.ts";
 import { Reserve } from "./reserve.ts";
 import { SnapshotRegister } from "./snapshot-register.ts";
 import * as snapshots from "./snapshots.ts";
-import { type ImageSummary, imagesOfLayers, summarizeImages } from "./summaries.ts";
+import { type ImageSummary, imagesOfLayers, type StoreTotals, summarizeImages, sumLayers } from "./summaries.ts";
 import {
   getLayer,
   type ImageFiles,
@@ -72,7 +72,7 @@ export {
   type SnapshotRecord,
   type SnapshotSelection,
 } from "./snapshots.ts";
-export type { ImageSummary } from "./summaries.ts";
+export type { ImageSummary, StoreTotals } from "./summaries.ts";
 export type { ImageFiles, LayerTar, OpenTree, StoredPayload } from "./trees.ts";
 export type { ImageUsage, LayerUsage, Usage, UsageNumbers } from "./usage.ts";
 
@@ -137,6 +137,10 @@ export class Store implements AsyncDisposable {
   /** With sizes, from the database alone: fast for any store. */
   summarizeImages(): ImageSummary[] {
     return summarizeImages(this.#context);
+  }
+  /** Number and bytes of all layers, from the database alone. */
+  totals(): StoreTotals {
+    return sumLayers(this.#context);
   }
   /** Names of the images that have each layer. */
   imagesOfLayers(): Map<DiffId, readonly string[]> {

@@ -19,6 +19,20 @@ export interface ImageSummary extends ImageRecord {
   readonly uniqueBytes: number;
 }
 
+/** What all layers in sight come to, from the database alone. */
+export interface StoreTotals {
+  readonly count: number;
+  /** Payloads that they brought, and their metadata. */
+  readonly bytes: number;
+}
+
+export function sumLayers({ database }: StoreContext): StoreTotals {
+  const row = database.get(
+    "SELECT COUNT(*) AS count, TOTAL(own_bytes + metadata_bytes) AS bytes FROM layers WHERE condemned IS NULL",
+  )!;
+  return { count: Number(row.count), bytes: Number(row.bytes) };
+}
+
 interface Sums {
   readonly layers: number;
   readonly contentBytes: number;

@@ -36,6 +36,7 @@ export * from "./process.ts";
 export * from "./remove-tree.ts";
 export * from "./rights.ts";
 export * from "./service-manager.ts";
+export * from "./signals.ts";
 export * from "./sync-file-system.ts";
 export { type SystemError, systemError } from "./system-error.ts";
 export * from "./unix-socket.ts";

@@ -1,6 +1,6 @@
 /** Facts about this process, its machine, and child processes with bounded output. */
 import { spawn } from "node:child_process";
-import { accessSync, constants, readFileSync, statSync } from "node:fs";
+import { accessSync, constants, existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { getCompileCacheDir } from "node:module";
 import { release } from "node:os";
 import { delimiter, dirname, join } from "node:path";
@@ -164,17 +164,30 @@ export function hasCapability(capability: number): boolean {
 export interface KernelVersion {
   readonly major: number;
   readonly minor: number;
+  /** As uname(1) prints it. */
+  readonly release: string;
 }
 
 export function kernelVersion(): KernelVersion {
-  const match = /^(\d+)\.(\d+)/.exec(release());
-  return match === null ? { major: 0, minor: 0 } : { major: Number(match[1]), minor: Number(match[2]) };
+  const name = release();
+  const match = /^(\d+)\.(\d+)/.exec(name);
+  return { major: Number(match?.[1] ?? 0), minor: Number(match?.[2] ?? 0), release: name };
 }
 
 /** Whether the running kernel is at least this version. */
 export function kernelAtLeast(major: number, minor: number): boolean {
   const kernel = kernelVersion();
   return kernel.major > major || (kernel.major === major && kernel.minor >= minor);
+}
+
+/** Those of `names` that the running kernel has, built in, loaded, or as a module that a mount would load. */
+export function fileSystemTypes(names: readonly string[]): ReadonlySet<string> {
+  const loaded = readFileSync("/proc/filesystems", "latin1");
+  const modules = `/lib/modules/${release()}/modules.dep`;
+  const known = existsSync(modules) ? readFileSync(modules, "latin1") : "";
+  return new Set(
+    names.filter((name) => new RegExp(`\\t${name}$`, "m").test(loaded) || new RegExp(`/${name}\\.ko`).test(known)),
+  );
 }
 
 /** Largest resident set of this process so far, bytes (VmHWM). */
@@ -191,4 +204,33 @@ export function peakMemory(): number {
 export function threadEnvironment(): NodeJS.ProcessEnv {
   const cache = getCompileCacheDir();
   return cache === undefined ? process.env : { ...process.env, NODE_COMPILE_CACHE: dirname(cache) };
+}
+
+export interface ProcessNumbers {
+  readonly cpuSeconds: number;
+  readonly residentBytes: number;
+  readonly virtualBytes: number;
+  readonly openFiles: number;
+  /** Infinity when there is no limit. */
+  readonly maxFiles: number;
+  readonly threads: number;
+  /** Seconds since 1970. */
+  readonly startedSeconds: number;
+}
+
+/** What monitoring wants to know of this process, as of now; under a millisecond. */
+export function processNumbers(): ProcessNumbers {
+  const status = readFileSync("/proc/self/status", "latin1");
+  const field = (name: string) => Number(new RegExp(`^${name}:\\s*(\\d+)`, "m").exec(status)?.[1] ?? 0);
+  const limit = /^Max open files\s+(\S+)/m.exec(readFileSync("/proc/self/limits", "latin1"))?.[1] ?? "unlimited";
+  const { user, system } = process.cpuUsage();
+  return {
+    cpuSeconds: (user + system) / 1e6,
+    residentBytes: field("VmRSS") * 1024,
+    virtualBytes: field("VmSize") * 1024,
+    openFiles: readdirSync("/proc/self/fd").length - 1, // the one that reads the directory
+    maxFiles: limit === "unlimited" ? Number.POSITIVE_INFINITY : Number(limit),
+    threads: field("Threads"),
+    startedSeconds: performance.timeOrigin / 1000,
+  };
 }

@@ -1,4 +1,4 @@
-import type { GarbageItem, GarbageReport, Store } from "../../store/index.ts";
+import type { GarbageItem, GarbageReport } from "../../store/index.ts";
 import { countOf, formatBytes, formatDuration, formatTable } from "../format.ts";
 import { singleLine } from "../../log/index.ts";
 import { emit } from "../output.ts";
@@ -24,7 +24,8 @@ killed at any time. Space inside a blob that is still partly needed is given bac
     const dryRun = context.values["dry-run"];
     const startMs = performance.now();
     await using store = await openStore(context);
-    const report = await collect(store, { dryRun, signal: context.signal });
+    const { collectAll } = await import("../../export/index.ts");
+    const report = await collectAll(store, { dryRun, signal: context.signal });
     const elapsedMs = performance.now() - startMs;
     await emit(context, { dryRun, ...report, elapsedMs }, () =>
       dryRun ? formatDryRun(report) : formatCollection(report, elapsedMs),
@@ -32,30 +33,6 @@ killed at any time. Space inside a blob that is still partly needed is given bac
     return undefined;
   },
 });
-
-/** Garbage collection after dropping mounts that are gone, which only a reboot or a killed process leaves behind. */
-export async function collect(
-  store: Store,
-  options: { readonly dryRun?: boolean; readonly signal: AbortSignal },
-): Promise<GarbageReport> {
-  using operation = store.begin("gc");
-  if (options.dryRun !== true) {
-    const { pruneMounts } = await import("../../images/mount.ts");
-    await pruneMounts(store, operation, options.signal);
-  }
-  const report = operation.collectGarbage(options);
-  const exports = await collectExports(store, options.dryRun ?? false);
-  const freed = exports.reduce((sum, { size }) => sum + size, report.freed);
-  return { ...report, items: [...report.items, ...exports], freed };
-}
-
-/** Cached exports of images that are gone. */
-async function collectExports(store: Store, dryRun: boolean): Promise<GarbageItem[]> {
-  const { ExportCache } = await import("../../export/index.ts");
-  return new ExportCache(store)
-    .collect({ dryRun })
-    .map(({ id, allocated }) => ({ kind: "export", id, size: allocated, why: "no image has its manifest any more" }));
-}
 
 /** Each thing that would go, with the reason. */
 export function formatDryRun(report: GarbageReport): string {

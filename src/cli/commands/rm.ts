@@ -33,9 +33,9 @@ or a mount needs them. A pinned image is refused.
     let garbage: GarbageReport | undefined;
     let gcElapsedMs: number | undefined;
     if (values.gc) {
-      const { collect } = await import("./gc.ts");
+      const { collectAll } = await import("../../export/index.ts");
       const gcStartMs = performance.now();
-      garbage = await collect(store, { signal });
+      garbage = await collectAll(store, { signal });
       gcElapsedMs = performance.now() - gcStartMs;
     }
     const names = removed.flatMap(({ name }) => name ?? []);

@@ -20,14 +20,17 @@ export const version = defineCommand({
   options: {},
   examples: [{ command: "shale version --json", help: "For a program" }],
   async run(context) {
-    // Two levels up from src/cli/commands and from dist/cli/commands alike.
-    const manifest: unknown = createRequire(import.meta.url)("../../../package.json");
-    const info: VersionInfo = {
-      shale: (manifest as { readonly version: string }).version,
-      node: process.versions.node,
-      platform: `${process.platform}/${process.arch}`,
-    };
-    await emit(context, info, formatVersion);
+    await emit(context, versionInfo(), formatVersion);
     return undefined;
   },
 });
+
+export function versionInfo(): VersionInfo {
+  // Two levels up from src/cli/commands and from dist/cli/commands alike.
+  const manifest: unknown = createRequire(import.meta.url)("../../../package.json");
+  return {
+    shale: (manifest as { readonly version: string }).version,
+    node: process.versions.node,
+    platform: `${process.platform}/${process.arch}`,
+  };
+}

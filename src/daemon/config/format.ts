@@ -23,16 +23,25 @@ function formatValues(specs: Specs, values: Values): string[] {
   ]);
 }
 
-/** A table for each section, in Markdown. */
+/** docs/daemon-config.md. */
 export function formatConfigDocs(): string {
-  const sections = [["", TOP] as const, ...Object.entries(OPTIONS)];
-  return sections
-    .map(([section, specs]) => {
-      const title = section === "" ? "### Above the first section" : `### \`[${section}]\``;
-      return [title, "", "| key | default | allowed | |", "|---|---|---|---|", ...rows(specs), ""].join("\n");
-    })
-    .join("\n");
+  const sections = [["", TOP] as const, ...Object.entries(OPTIONS)].map(([section, specs]) => {
+    const title = section === "" ? "## Above the first section" : `## \`[${section}]\``;
+    return [title, "", "| key | default | allowed | |", "|---|---|---|---|", ...rows(specs), ""].join("\n");
+  });
+  return [
+    "# Options of the daemon",
+    "",
+    "<!-- Made by `npm run docs`. -->",
+    "",
+    INTRODUCTION,
+    "",
+    sections.join("\n"),
+  ].join("\n");
 }
+
+const INTRODUCTION = `Of \`/etc/shale/config.toml\`, see [daemon.md](daemon.md). The first line is \`version = 1\`; every key may be left out. Sizes and
+times are strings with a unit. \`shale daemon --print-config\` prints all of them with the values in effect.`;
 
 function rows(specs: Specs): string[] {
   return Object.entries(specs).map(

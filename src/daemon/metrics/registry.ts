@@ -7,7 +7,9 @@
  */
 
 /** Seconds; rpcs take from half a millisecond to minutes. */
-export const DURATION_BUCKETS = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300];
+export const DURATION_BUCKETS = [
+  0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300,
+];
 
 type LabelValues = readonly string[];
 type Kind = "counter" | "gauge" | "histogram";
@@ -55,7 +57,12 @@ export class MetricRegistry {
   }
 
   /** `read` answers the numbers of the moment. */
-  gauge(name: string, help: string, labels: readonly string[], read: () => Iterable<readonly [number, ...string[]]>): void {
+  gauge(
+    name: string,
+    help: string,
+    labels: readonly string[],
+    read: () => Iterable<readonly [number, ...string[]]>,
+  ): void {
     this.#register({
       ...{ name, help, kind: "gauge" },
       *samples() {
@@ -69,7 +76,12 @@ export class MetricRegistry {
     this.#register({ name, help, kind: "counter", samples: () => [sample("", [], [], read())] });
   }
 
-  histogram(name: string, help: string, labels: readonly string[] = [], buckets: readonly number[] = DURATION_BUCKETS): Histogram {
+  histogram(
+    name: string,
+    help: string,
+    labels: readonly string[] = [],
+    buckets: readonly number[] = DURATION_BUCKETS,
+  ): Histogram {
     const series = new Map<string, Series>();
     const make = (given: LabelValues): Series => ({ labels: given, counts: buckets.map(() => 0), sum: 0, count: 0 });
     this.#register({

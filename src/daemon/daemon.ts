@@ -1,0 +1,242 @@
+/**
+ * The daemon: the store, the snapshotter and the services on one socket, started and stopped in the right order.
+ *
+ * start: store, snapshotter (which takes the root's lock), services, socket. Until the socket is there nobody is answered; from then on
+ * everything is. stop: readiness goes, the socket's name goes, calls under way end, then the parts in reverse. No mount is touched:
+ * containers run on them. A kill at any moment is as good as a stop.
+ */
+import { type Log, LOG_LEVELS, type LogLevel } from "../log/index.ts";
+import { type CallRecord, RpcServer } from "../rpc/index.ts";
+import { openSnapshotter, type RemoteLayers, type Snapshotter, type SnapshotterOptions } from "../snapshotter/index.ts";
+import type { RemoteEvent } from "../snapshotter/remote/index.ts";
+import { Store } from "../store/index.ts";
+import { fileSystemStatus, kernelAtLeast, monotonicMicroseconds, type ServiceManager } from "../sys/index.ts";
+import { Collector } from "./collector.ts";
+import type { Config } from "./config/index.ts";
+import { type ProbeServer, serveProbes } from "./metrics/http.ts";
+import { DaemonMetrics } from "./metrics/index.ts";
+import { describeError, logCall, logRemoteEvent, logSnapshotterEvent } from "./observer.ts";
+import { Health } from "./services/health.ts";
+import { DIFF_SERVICE, healthMethods, SNAPSHOTS_SERVICE, snapshotsMethods } from "./services/messages.ts";
+import { snapshotsService } from "./services/snapshots.ts";
+
+/** What the daemon does not make itself. */
+export interface DaemonParts {
+  readonly openSnapshotter: (store: Store, options: SnapshotterOptions) => Promise<Snapshotter>;
+}
+
+export interface DaemonOptions {
+  readonly version: string;
+  readonly log: Log;
+  readonly manager: ServiceManager;
+  readonly parts?: Partial<DaemonParts>;
+}
+
+/** Calls under way when the daemon is stopped may take so long to end; a pull is given up and goes on after the restart. */
+const DRAIN_MS = 8_000;
+
+export class Daemon implements AsyncDisposable {
+  readonly #stack: AsyncDisposableStack;
+  readonly #health: Health;
+  readonly #server: RpcServer;
+  readonly #options: DaemonOptions;
+  readonly #closed = Promise.withResolvers<void>();
+  /** Where metrics are served, if they are. */
+  readonly probes: ProbeServer | undefined;
+  #closing: Promise<void> | undefined;
+
+  private constructor(
+    stack: AsyncDisposableStack,
+    parts: { readonly health: Health; readonly server: RpcServer; readonly probes: ProbeServer | undefined },
+    options: DaemonOptions,
+  ) {
+    this.#stack = stack;
+    this.#health = parts.health;
+    this.#server = parts.server;
+    this.probes = parts.probes;
+    this.#options = options;
+  }
+
+  /**
+   * Resolves when the socket answers. FAILED_PRECONDITION when another daemon has the root or the socket; what was opened by then is
+   * closed again.
+   */
+  static async start(config: Config, options: DaemonOptions): Promise<Daemon> {
+    const started = performance.now();
+    const { log, manager, version } = options;
+    await using stack = new AsyncDisposableStack();
+    const store = stack.use(Store.open(config.root, { create: true }));
+    const totals = () => store.totals();
+    let snapshotter: Snapshotter | undefined;
+    let server: RpcServer | undefined;
+    const metrics = new DaemonMetrics({
+      version,
+      counts: () => snapshotter!.counts(),
+      layers: totals,
+      disk: () => fileSystemStatus(config.root),
+      running: () => server!.running,
+    });
+    const collector = new Collector(config.root, (result, error) => {
+      metrics.onCollected(result);
+      if (result === undefined) log.error(describeError(error));
+      else if (result.items > 0) {
+        log.info("Collected garbage", { items: result.items, freed: result.freed, ms: Math.round(result.durationMs) });
+      }
+    });
+    stack.defer(() => collector.close());
+    const onRemote = (event: RemoteEvent) => {
+      metrics.onRemote(event);
+      logRemoteEvent(log, event);
+    };
+    const remote = await openRemote(config, { store, log, collector, onRemote, stack });
+    const open = options.parts?.openSnapshotter ?? openSnapshotter;
+    snapshotter = stack.use(await open(store, { ...snapshotterOptions(config, remote), onEvent }));
+    function onEvent(event: Parameters<NonNullable<SnapshotterOptions["onEvent"]>>[0]): void {
+      metrics.onSnapshotter(event);
+      logSnapshotterEvent(log, event);
+    }
+
+    const health = new Health([SNAPSHOTS_SERVICE, DIFF_SERVICE]);
+    const observe = (record: CallRecord) => {
+      metrics.onCall(record);
+      logCall(log, record);
+      if (record.method.name === "Remove" && record.status.name === "OK") collector.want();
+    };
+    server = new RpcServer({ observe });
+    server.add(snapshotsMethods(), snapshotsService(snapshotter));
+    server.add(healthMethods(), health.handlers());
+    const probes =
+      config.metrics.address === ""
+        ? undefined
+        : await serveProbes(config.metrics.address, { metrics: () => metrics.text(), ready: () => health.serving });
+    if (probes !== undefined) stack.defer(() => probes.close());
+    await server.listen(config.address);
+    health.serving = true;
+    const { highWatermark, lowWatermark, gcInterval } = config.disk;
+    if (highWatermark < 100) collector.start(gcInterval, () => usedShare(config.root) > lowWatermark / 100);
+    const daemon = new Daemon(stack.move(), { health, server, probes }, options);
+    manager.notify("READY=1", `STATUS=Serving on ${config.address}`);
+    daemon.#watch();
+    log.info("Serving", {
+      ...{ address: config.address, root: config.root, version, metrics: probes?.address },
+      ms: Math.round(performance.now() - started),
+    });
+    return daemon;
+  }
+
+  /** Resolves when it has been closed. */
+  get closed(): Promise<void> {
+    return this.#closed.promise;
+  }
+
+  /** Stops in an orderly way; see above. Idempotent. */
+  close(): Promise<void> {
+    this.#closing ??= this.#stop();
+    return this.#closing;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  async #stop(): Promise<void> {
+    const { log, manager } = this.#options;
+    manager.notify("STOPPING=1", "STATUS=Waiting for calls under way");
+    log.info("Stopping", { calls: this.#server.running });
+    this.#health.end();
+    try {
+      await this.#server.close(DRAIN_MS);
+      await this.#stack.disposeAsync();
+    } finally {
+      this.#closed.resolve();
+    }
+  }
+
+  /** Pings systemd's watchdog from the event loop: a daemon that hangs is restarted. */
+  #watch(): void {
+    const { manager } = this.#options;
+    if (manager.watchdogMs === undefined) return;
+    const timer = setInterval(() => manager.notify("WATCHDOG=1"), manager.watchdogMs);
+    timer.unref();
+    this.#stack.defer(() => clearInterval(timer));
+  }
+}
+
+/** The level that is logged, changed by signals and by a configuration that is read again. */
+export class LevelSwitch {
+  level: LogLevel;
+
+  constructor(level: LogLevel) {
+    this.level = level;
+  }
+
+  /** One level more (1) or less (-1), as far as there is one. */
+  step(by: 1 | -1): LogLevel {
+    const at = LOG_LEVELS.indexOf(this.level) + by;
+    this.level = LOG_LEVELS[Math.min(LOG_LEVELS.length - 1, Math.max(0, at))]!;
+    return this.level;
+  }
+}
+
+/** Tells systemd that the configuration is being read again while `body` does it. */
+export async function reloading(manager: ServiceManager, body: () => Promise<void>): Promise<void> {
+  manager.notify("RELOADING=1", `MONOTONIC_USEC=${monotonicMicroseconds()}`);
+  try {
+    await body();
+  } finally {
+    manager.notify("READY=1");
+  }
+}
+
+function usedShare(root: string): number {
+  const { size, available } = fileSystemStatus(root);
+  return size === 0 ? 0 : 1 - available / size;
+}
+
+function snapshotterOptions({ mounts, plain }: Config, remote: RemoteLayers | undefined): SnapshotterOptions {
+  return {
+    mode: mounts.mode,
+    volatile: mounts.volatile,
+    remapIds: mounts.remapIds && kernelAtLeast(5, 12),
+    convertPlain: plain.layers === "convert",
+    ...(remote === undefined ? {} : { remote }),
+  };
+}
+
+interface RemoteParts {
+  readonly store: Store;
+  readonly log: Log;
+  readonly collector: Collector;
+  readonly onRemote: (event: RemoteEvent) => void;
+  readonly stack: AsyncDisposableStack;
+}
+
+/** Loads the registry client only where it is wanted. */
+async function openRemote(config: Config, parts: RemoteParts): Promise<RemoteLayers | undefined> {
+  if (!config.remote.enabled) return undefined;
+  const { RegistryClient } = await import("../registry/index.ts");
+  const { DiskBudget, RegistryLayers } = await import("../snapshotter/remote/index.ts");
+  const { store, collector, onRemote, stack } = parts;
+  const { hostsDir, authFile } = config.remote;
+  const client = stack.use(
+    new RegistryClient({
+      hostsDirs: [hostsDir],
+      ...(authFile === "" ? {} : { authFile }),
+    }),
+  );
+  const disk = new DiskBudget({
+    root: config.root,
+    highMark: config.disk.highWatermark / 100,
+    collect: async () => {
+      collector.want();
+      await collector.collect();
+    },
+  });
+  const { images, layers, layersOfImage, bytesInFlight } = config.limits;
+  return stack.use(
+    new RegistryLayers({
+      ...{ store, client, disk, limits: { images, layers, layersOfImage, bytesInFlight } },
+      onEvent: onRemote,
+    }),
+  );
+}
