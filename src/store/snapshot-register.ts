@@ -382,7 +382,10 @@ export class SnapshotRegister implements Disposable {
       if (row === undefined) throw notFound(name);
       const found = Number(row.id);
       if (database.get("SELECT 1 FROM snapshots WHERE parent = ? LIMIT 1", found) !== undefined) {
-        throw new ShaleError("FAILED_PRECONDITION", `snapshot ${name} is the parent of others: failed precondition`);
+        throw new ShaleError(
+          "FAILED_PRECONDITION",
+          `cannot remove snapshot ${name}: it is the parent of others: failed precondition`,
+        );
       }
       database.run("DELETE FROM snapshots WHERE id = ?", found);
       return found;
