@@ -5,8 +5,10 @@
 import { AsyncGroup, throwIfAborted } from "../async/index.ts";
 import { ShaleError } from "../errors/index.ts";
 import type { DiffId, Digest } from "../oci/index.ts";
-import type { Download, IngestResult, LayerRecord, StoreOperation } from "../store/index.ts";
+import type { TocLocation } from "../formats/toc/index.ts";
+import type { Download, IngestResult, LayerRecord, PlanSummary, StoreOperation } from "../store/index.ts";
 import type { OriginLayer } from "./origin.ts";
+import { type PartialOutcome, pullInParts } from "./partial/index.ts";
 import type { Progress, ProgressTask } from "./progress.ts";
 import { explainWriteError } from "./write-error.ts";
 
@@ -20,6 +22,8 @@ export interface PulledLayer {
   /** Bytes that came from the origin in this operation. */
   readonly received: number;
   readonly record: LayerRecord;
+  /** Where it was put together from parts: which. */
+  readonly parts?: PlanSummary;
 }
 
 type Expected = { readonly digest?: Digest; readonly diffId: DiffId };
@@ -80,12 +84,19 @@ export class LayerFetcher {
       download.remove();
       return { ...factsOf(layer), state: "shared", received: 0, record: there };
     }
-    let received = 0;
+    const before = download.bytes;
+    const parts = await this.#inParts(layer, download, task, signal);
+    let received = download.bytes - before;
+    if (parts?.kind === "sealed") {
+      await this.#commit(parts.result);
+      download.remove();
+      return { ...this.#fetched(layer, received), parts: parts.forecast.plan };
+    }
     for (let again = false; ; again = true) {
       const start = download.bytes;
       let result: IngestResult;
       try {
-        result = await this.#transfer(layer, download, task, signal);
+        result = await this.#transfer(layer, download, task, signal, parts?.toc);
         received += download.bytes - start;
       } catch (error) {
         received += download.bytes - start;
@@ -106,17 +117,40 @@ export class LayerFetcher {
     }
   }
 
+  /** The layer put together from parts, if it has a TOC and that is cheaper; undefined where parts are not to be had. */
+  async #inParts(
+    layer: OriginLayer,
+    download: Download,
+    task: ProgressTask,
+    signal: AbortSignal,
+  ): Promise<PartialOutcome | undefined> {
+    const { diffId, digest, mediaType, size, parts } = layer;
+    if (parts === undefined || digest === undefined) return undefined;
+    const outcome = await pullInParts(this.#operation, { diffId, digest, mediaType, size, parts }, download, {
+      signal,
+      onConsumed: advances(task),
+      onProblem: () => task.status("some parts were wrong, once more"),
+    });
+    if (outcome.kind === "whole") task.status("as a whole");
+    return outcome;
+  }
+
   /** Download and ingest side by side; the first failure stops the other, and both have ended when this settles. */
   async #transfer(
     layer: OriginLayer,
     download: Download,
     task: ProgressTask,
     signal: AbortSignal,
+    toc: TocLocation | undefined,
   ): Promise<IngestResult> {
     await using group = new AsyncGroup(signal);
     const onConsumed = advances(task);
     const ingest = group.run((stop) =>
-      this.#operation.ingest(download.feed(), expectedOf(layer), { signal: stop, onConsumed }),
+      this.#operation.ingest(download.feed(), expectedOf(layer), {
+        signal: stop,
+        onConsumed,
+        ...(toc ? { toc } : {}),
+      }),
     );
     const transfer = group.run(async (stop) => {
       try {

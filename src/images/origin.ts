@@ -23,6 +23,8 @@ import {
 } from "../oci/index.ts";
 import type { RegistryClient } from "../registry/index.ts";
 import type { Document, FeedSource } from "../store/index.ts";
+import { LinkMeter } from "./partial/requests.ts";
+import type { PartsSource } from "./partial/parts-fetcher.ts";
 import { encodeManifest } from "./rewrite.ts";
 
 /** One layer as the origin offers it. */
@@ -36,6 +38,8 @@ export interface OriginLayer {
   readonly file?: FeedSource;
   /** Else: the bytes from `offset` to `end` (its size), over the network, unverified. */
   open?(offset: number, signal: AbortSignal, end?: number): AsyncIterable<Uint8Array>;
+  /** For a layer of a registry: how to read parts of it. */
+  readonly parts?: PartsSource;
   /** Gives the memory of one piece back at once, where waiting for the garbage collector would cost. */
   release?(bytes: Uint8Array): void;
 }
@@ -92,6 +96,7 @@ export function registryLocation(reference: Reference): string {
 
 function registryOrigin(reference: Reference, client: RegistryClient): Origin {
   const withSignal = (signal: AbortSignal | undefined) => (signal ? { signal } : {});
+  const meter = new LinkMeter();
   return {
     name: formatReference(reference),
     location: registryLocation(reference),
@@ -121,9 +126,19 @@ function registryOrigin(reference: Reference, client: RegistryClient): Origin {
           size: layer.size,
           open: (offset, signal, end = layer.size) => client.openBlob(reference, layer, { offset, end, signal }),
           release: releaseChunk,
+          parts: registryParts(client, reference, layer, meter),
         })),
       };
     },
+  };
+}
+
+function registryParts(client: RegistryClient, reference: Reference, layer: Descriptor, meter: LinkMeter): PartsSource {
+  return {
+    annotations: layer.annotations,
+    open: (ranges, options) => client.openRanges(reference, layer, ranges, options),
+    ability: () => client.rangeAbility(reference),
+    meter,
   };
 }
 

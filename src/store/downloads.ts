@@ -18,6 +18,7 @@ import {
   type Lock,
   list,
   openFile,
+  readAt,
   truncate,
   tryLock,
   unlink,
@@ -109,6 +110,14 @@ export class Download implements Disposable {
 
   has(offset: number, end: number): boolean {
     return this.#ranges.has(offset, end);
+  }
+
+  /** Bytes that are there: RangeError for others. */
+  read(offset: number, length: number): Uint8Array {
+    if (!this.has(offset, offset + length)) throw new RangeError(`read of ${offset}+${length}, which has not come`);
+    const bytes = Buffer.alloc(length);
+    readAt(this.#file, bytes, offset);
+    return bytes;
   }
 
   /** Bytes that belong at `offset`, which is where the missing ones begin unless given. */
