@@ -24,22 +24,22 @@ export interface Bench {
   commitLayer(name: string, parent: string, files: Files): Promise<DiffId>;
   /** A committed snapshot of a directory, as the walking differ makes it. */
   commitPlain(name: string, parent: string, fill: (directory: string) => void): Promise<void>;
-  /** Performs mounts while `use` runs. */
+  /** Performs mounts while `use` runs, or until its promise settles. */
   mounted<T>(mounts: readonly SnapshotMount[], use: (directory: string) => T): T;
 }
 
 /** Whatever happens, nothing stays mounted below the scratch directory. */
-export async function withBench(
-  use: (bench: Bench) => Promise<void>,
-  options: SnapshotterOptions = {},
-): Promise<void> {
+export async function withBench(use: (bench: Bench) => Promise<void>, options: SnapshotterOptions = {}): Promise<void> {
   await withTemporaryDirectory(async (scratch) => {
     const root = join(scratch, "store");
     const events: SnapshotterEvent[] = [];
     const open = async (given: SnapshotterOptions) => {
       const store = Store.open(root, { create: true });
       try {
-        return { store, snapshotter: await openSnapshotter(store, { onEvent: (event) => events.push(event), ...given }) };
+        return {
+          store,
+          snapshotter: await openSnapshotter(store, { onEvent: (event) => events.push(event), ...given }),
+        };
       } catch (error) {
         await store.close();
         throw error;
@@ -96,13 +96,14 @@ async function putLayer(operation: StoreOperation, path: string, files: Files): 
 }
 
 /** As containerd does: with the mount program's own reading of the options, so that what we write is what others understand. */
-export function performed<T>(
-  mounts: readonly SnapshotMount[],
-  scratch: string,
-  use: (directory: string) => T,
-): T {
+export function performed<T>(mounts: readonly SnapshotMount[], scratch: string, use: (directory: string) => T): T {
   const target = mkdtempSync(join(scratch, "mnt-"));
   let count = 0;
+  const undo = () => {
+    for (; count > 0; count--) unmount(target);
+    rmdirSync(target);
+  };
+  let result: T;
   try {
     for (const { type, source, options } of mounts) {
       if (type === "bind") {
@@ -114,11 +115,14 @@ export function performed<T>(
         count++;
       }
     }
-    return use(target);
-  } finally {
-    for (; count > 0; count--) unmount(target);
-    rmdirSync(target);
+    result = use(target);
+  } catch (error) {
+    undo();
+    throw error;
   }
+  if (result instanceof Promise) return result.finally(undo) as T;
+  undo();
+  return result;
 }
 
 export function unmountBelow(directory: string): void {
