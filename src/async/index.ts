@@ -5,6 +5,7 @@
 import { ShaleError } from "../errors/index.ts";
 
 export { AsyncGroup } from "./group.ts";
+export { Slots } from "./slots.ts";
 
 /** Throws ShaleError CANCELLED when the signal is aborted. */
 export function throwIfAborted(signal: AbortSignal | undefined): void {

@@ -8,16 +8,18 @@
 import { type Log, LOG_LEVELS, type LogLevel } from "../log/index.ts";
 import { type CallRecord, RpcServer } from "../rpc/index.ts";
 import { openSnapshotter, type RemoteLayers, type Snapshotter, type SnapshotterOptions } from "../snapshotter/index.ts";
-import type { RemoteEvent } from "../snapshotter/remote/index.ts";
+import type { DiskBudget, RemoteEvent } from "../snapshotter/remote/index.ts";
 import { Store } from "../store/index.ts";
 import { fileSystemStatus, kernelAtLeast, monotonicMicroseconds, type ServiceManager } from "../sys/index.ts";
 import { Collector } from "./collector.ts";
 import type { Config } from "./config/index.ts";
 import { type ProbeServer, serveProbes } from "./metrics/http.ts";
 import { DaemonMetrics } from "./metrics/index.ts";
-import { describeError, logCall, logRemoteEvent, logSnapshotterEvent } from "./observer.ts";
+import { Differ } from "./differ/index.ts";
+import { describeError, logApplied, logCall, logRemoteEvent, logSnapshotterEvent } from "./observer.ts";
 import { Health } from "./services/health.ts";
-import { DIFF_SERVICE, healthMethods, SNAPSHOTS_SERVICE, snapshotsMethods } from "./services/messages.ts";
+import { diffService } from "./services/diff.ts";
+import { DIFF_SERVICE, diffMethods, healthMethods, SNAPSHOTS_SERVICE, snapshotsMethods } from "./services/messages.ts";
 import { snapshotsService } from "./services/snapshots.ts";
 
 /** What the daemon does not make itself. */
@@ -88,7 +90,16 @@ export class Daemon implements AsyncDisposable {
       metrics.onRemote(event);
       logRemoteEvent(log, event);
     };
-    const remote = await openRemote(config, { store, log, collector, onRemote, stack });
+    const { DiskBudget } = await import("../snapshotter/remote/index.ts");
+    const disk = new DiskBudget({
+      root: config.root,
+      highMark: config.disk.highWatermark / 100,
+      async collect() {
+        collector.want();
+        await collector.collect();
+      },
+    });
+    const remote = await openRemote(config, { store, disk, onRemote, stack });
     const open = options.parts?.openSnapshotter ?? openSnapshotter;
     snapshotter = stack.use(await open(store, { ...snapshotterOptions(config, remote), onEvent }));
     function onEvent(event: Parameters<NonNullable<SnapshotterOptions["onEvent"]>>[0]): void {
@@ -96,6 +107,15 @@ export class Daemon implements AsyncDisposable {
       logSnapshotterEvent(log, event);
     }
 
+    const differ = stack.use(
+      new Differ({
+        ...{ store, snapshotter, disk, unpacks: config.limits.unpacks, containerd: config.containerd },
+        onApplied(layer) {
+          metrics.onApplied(layer);
+          logApplied(log, layer);
+        },
+      }),
+    );
     const health = new Health([SNAPSHOTS_SERVICE, DIFF_SERVICE]);
     const observe = (record: CallRecord) => {
       metrics.onCall(record);
@@ -104,6 +124,7 @@ export class Daemon implements AsyncDisposable {
     };
     server = new RpcServer({ observe });
     server.add(snapshotsMethods(), snapshotsService(snapshotter));
+    server.add(diffMethods(), diffService(differ));
     server.add(healthMethods(), health.handlers());
     const probes =
       config.metrics.address === ""
@@ -205,38 +226,19 @@ function snapshotterOptions({ mounts, plain }: Config, remote: RemoteLayers | un
 
 interface RemoteParts {
   readonly store: Store;
-  readonly log: Log;
-  readonly collector: Collector;
+  readonly disk: DiskBudget;
   readonly onRemote: (event: RemoteEvent) => void;
   readonly stack: AsyncDisposableStack;
 }
 
-/** Loads the registry client only where it is wanted. */
 async function openRemote(config: Config, parts: RemoteParts): Promise<RemoteLayers | undefined> {
   if (!config.remote.enabled) return undefined;
   const { RegistryClient } = await import("../registry/index.ts");
-  const { DiskBudget, RegistryLayers } = await import("../snapshotter/remote/index.ts");
-  const { store, collector, onRemote, stack } = parts;
+  const { RegistryLayers } = await import("../snapshotter/remote/index.ts");
+  const { store, disk, onRemote, stack } = parts;
   const { hostsDir, authFile } = config.remote;
-  const client = stack.use(
-    new RegistryClient({
-      hostsDirs: [hostsDir],
-      ...(authFile === "" ? {} : { authFile }),
-    }),
-  );
-  const disk = new DiskBudget({
-    root: config.root,
-    highMark: config.disk.highWatermark / 100,
-    collect: async () => {
-      collector.want();
-      await collector.collect();
-    },
-  });
+  const client = stack.use(new RegistryClient({ hostsDirs: [hostsDir], ...(authFile === "" ? {} : { authFile }) }));
   const { images, layers, layersOfImage, bytesInFlight } = config.limits;
-  return stack.use(
-    new RegistryLayers({
-      ...{ store, client, disk, limits: { images, layers, layersOfImage, bytesInFlight } },
-      onEvent: onRemote,
-    }),
-  );
+  const limits = { images, layers, layersOfImage, bytesInFlight };
+  return stack.use(new RegistryLayers({ store, client, disk, limits, onEvent: onRemote }));
 }

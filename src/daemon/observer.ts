@@ -3,6 +3,7 @@ import { ShaleError } from "../errors/index.ts";
 import type { Log, LogFields, LogLevel } from "../log/index.ts";
 import type { CallRecord, StatusName } from "../rpc/index.ts";
 import type { SnapshotterEvent } from "../snapshotter/index.ts";
+import type { AppliedLayer } from "./metrics/index.ts";
 import type { RemoteEvent } from "../snapshotter/remote/index.ts";
 
 /** A call that takes longer is worth a line although it succeeded; those that fetch or unpack take their time. */
@@ -81,6 +82,13 @@ export function logSnapshotterEvent(log: Log, event: SnapshotterEvent): void {
       log.error(`${event.what}: ${describeError(event.error)}`);
       break;
   }
+}
+
+export function logApplied(log: Log, layer: AppliedLayer & { readonly key: string; readonly digest: string }): void {
+  const { key, digest, state, bytes, durationMs } = layer;
+  log[state === "stored" ? "info" : "debug"](state === "stored" ? "Stored a layer" : "Had a layer", {
+    ...{ key, layer: digest, bytes, ms: Math.round(durationMs) },
+  });
 }
 
 export function logRemoteEvent(log: Log, event: RemoteEvent): void {

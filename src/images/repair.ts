@@ -7,6 +7,7 @@ import { ShaleError } from "../errors/index.ts";
 import { type DiffId, parseReference } from "../oci/index.ts";
 import type { RegistryClient } from "../registry/index.ts";
 import type { CheckReport, LayerSource, Store, StoreOperation } from "../store/index.ts";
+import { findContainerdBlob, parseContainerdLocation } from "./containerd-content.ts";
 import { LayerFetcher } from "./layer-fetcher.ts";
 import type { OriginLayer } from "./origin.ts";
 import { type Progress, silentProgress } from "./progress.ts";
@@ -90,6 +91,15 @@ async function sourceLayer(
     const { openOciLayout } = await import("../archives/index.ts");
     const layout = openOciLayout(location.slice("oci:".length));
     return { diffId, digest, mediaType, size, file: layout.getBlob({ digest, size }) };
+  }
+  const containerd = parseContainerdLocation(location);
+  if (containerd !== undefined) {
+    const file = findContainerdBlob(containerd, digest, size);
+    if (file !== undefined) return { diffId, digest, mediaType, size, file };
+    throw new ShaleError(
+      "NOT_FOUND",
+      `Cannot fetch ${digest}: containerd's content store in ${containerd} has it no more`,
+    );
   }
   const archive = /^(?:docker|oci)-archive:(.+)$/s.exec(location)?.[1];
   if (archive === undefined)

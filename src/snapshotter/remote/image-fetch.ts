@@ -9,7 +9,7 @@
  * The lease of the fetch keeps every layer from when it is committed until a snapshot has it. A call that is cancelled
  * leaves the others' layers alone.
  */
-import { cancelled, throwIfAborted } from "../../async/index.ts";
+import { cancelled, Slots, throwIfAborted } from "../../async/index.ts";
 import { ShaleError } from "../../errors/index.ts";
 import { LayerFetcher } from "../../images/layer-fetcher.ts";
 import { type Origin, type OriginLayer, openOrigin } from "../../images/origin.ts";
@@ -22,7 +22,6 @@ import type { RemoteRequest } from "../types.ts";
 import type { DiskBudget } from "./disk-budget.ts";
 import type { RemoteEvent } from "./events.ts";
 import { GIVE_UP_MS, type RemoteLimits } from "./limits.ts";
-import { Slots } from "./slots.ts";
 
 /** What all fetches share. */
 export interface FetchContext {

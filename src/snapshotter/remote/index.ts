@@ -23,7 +23,7 @@ import type { RemoteEvent } from "./events.ts";
 import { type FetchContext, ImageFetch } from "./image-fetch.ts";
 import { readLabels, type WantedLayer } from "./labels.ts";
 import { DEFAULT_REMOTE_LIMITS, LINGER_MS, type RemoteLimits } from "./limits.ts";
-import { Slots } from "./slots.ts";
+import { Slots } from "../../async/index.ts";
 
 export { DiskBudget, type DiskBudgetOptions, isDiskFull } from "./disk-budget.ts";
 export type { RemoteEvent } from "./events.ts";

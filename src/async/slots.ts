@@ -1,5 +1,5 @@
 /** A bound that holds whoever asks: so much at a time, in the order of asking. */
-import { cancelled } from "../../async/index.ts";
+import { cancelled } from "./index.ts";
 
 interface Waiting {
   readonly weight: number;
