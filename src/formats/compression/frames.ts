@@ -2,7 +2,9 @@
  * Pieces compressed each on its own: a zstd frame (RFC 8878) or a gzip member (RFC 1952) apiece, so that each can be
  * decompressed without the others. The bytes depend on the piece and the settings alone.
  */
-import { crc32, constants, deflateRawSync, zstdCompressSync } from "node:zlib";
+import { crc32, constants, createDeflateRaw, deflateRawSync, zstdCompressSync } from "node:zlib";
+import { STREAM_OPTIONS, StreamPump } from "./pump.ts";
+import { piecesOf, recut } from "./zstd-compress.ts";
 
 export interface FrameSettings {
   readonly kind: "zstd" | "gzip";
@@ -64,4 +66,34 @@ function addGzip(parts: Uint8Array[], piece: Uint8Array, level: number): number 
   trailer.writeUInt32LE(piece.length % 2 ** 32, 4);
   parts.push(GZIP_HEADER, deflated, trailer);
   return GZIP_HEADER.length + deflated.length + GZIP_TRAILER_SIZE;
+}
+
+/**
+ * One gzip member of a stream of any length, on the thread pool. Pieces are of at most 1 MiB and are not written to again.
+ * The bytes do not depend on how the source was cut.
+ */
+export async function* compressGzipMember(
+  source: Iterable<Uint8Array> | AsyncIterable<Uint8Array>,
+  level: number,
+): AsyncGenerator<Uint8Array, void, undefined> {
+  const pump = new StreamPump(createDeflateRaw({ ...STREAM_OPTIONS, level }));
+  try {
+    yield GZIP_HEADER;
+    let checksum = 0;
+    let size = 0;
+    for await (const piece of recut(source)) {
+      checksum = crc32(piece, checksum);
+      size += piece.length;
+      pump.write(piece);
+      yield* piecesOf(pump);
+    }
+    pump.end();
+    yield* piecesOf(pump);
+    const trailer = Buffer.alloc(GZIP_TRAILER_SIZE);
+    trailer.writeUInt32LE(checksum, 0);
+    trailer.writeUInt32LE(size % 2 ** 32, 4);
+    yield trailer;
+  } finally {
+    pump.close();
+  }
 }

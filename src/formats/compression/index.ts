@@ -35,6 +35,7 @@ export type { InflateBackend, Inflater, InflateStep } from "./backend.ts";
 export { type Compression, detectCompression } from "./detect.ts";
 export {
   compressFrames,
+  compressGzipMember,
   type FrameBatch,
   type FrameCompressor,
   frameCompressor,

@@ -46,7 +46,8 @@ export async function* compressZstd(
   }
 }
 
-async function* piecesOf(pump: StreamPump): AsyncGenerator<Uint8Array, void, undefined> {
+/** What a compressor gives out until it wants more input, or has ended. */
+export async function* piecesOf(pump: StreamPump): AsyncGenerator<Uint8Array, void, undefined> {
   for (;;) {
     const piece = await pump.next();
     if (piece === "drained" || piece === "ended") return;
@@ -55,7 +56,9 @@ async function* piecesOf(pump: StreamPump): AsyncGenerator<Uint8Array, void, und
 }
 
 /** The same bytes in pieces of FEED, the last one shorter. */
-async function* recut(source: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array, void, undefined> {
+export async function* recut(
+  source: Iterable<Uint8Array> | AsyncIterable<Uint8Array>,
+): AsyncGenerator<Uint8Array, void, undefined> {
   let buffer = Buffer.allocUnsafeSlow(FEED);
   let fill = 0;
   for await (const piece of source) {

@@ -4,6 +4,8 @@ import { type TarEntry, TarDecoder, type TarSink } from "../tar/index.ts";
 import { tocError } from "./failure.ts";
 
 export const ESTARGZ_TOC_NAME = "stargz.index.json";
+/** Of the two files of one byte that say how far to read ahead: up to here, or not at all. */
+export const ESTARGZ_LANDMARKS = { prefetch: ".prefetch.landmark", none: ".no.prefetch.landmark" } as const;
 /** Header, padding and end of the archive around the JSON, generously. */
 const AROUND = 64 * 1024;
 

@@ -1,5 +1,5 @@
 /** JSON as Go's encoding/json writes it, so that our documents are byte for byte those of tools in Go. */
-import { type ByteString, displayBytes } from "../../bytes/index.ts";
+import { type ByteString, displayBytes, toHex } from "../../bytes/index.ts";
 
 /**
  * A JSON string as Go's encoding/json writes it: `<`, `>`, `&` and the line separators are escaped, and of control characters
@@ -30,3 +30,7 @@ export function rfc3339(seconds: number, nanoseconds: number): string | undefine
 
 const YEAR_0 = -62_167_219_200;
 const YEAR_10000 = 253_402_300_800;
+
+export function sha256Text(digest: Uint8Array): string {
+  return `sha256:${toHex(digest)}`;
+}

@@ -87,6 +87,8 @@ export const ZSTD_FOOTER_MAGIC = "GNUlInUx";
 /** The only type of TOC there is: the JSON of CRFS. */
 export const ZSTD_TOC_TYPE = 1;
 
+/** An empty stored block, then CRC-32 and size, both 0. */
+const EMPTY_MEMBER_END = "010000ffff0000000000000000";
 const ESTARGZ_MAGIC = "STARGZ";
 const EXTERNAL_TOC_MAGIC = "STARGZEXTERNALTOC";
 
@@ -180,6 +182,17 @@ export function decodeEstargzFooter(
   return { format: "estargz", blobSize, region: { offset, length }, digest };
 }
 
+/** The footer of a blob whose TOC begins at `tocOffset`. */
+export function encodeEstargzFooter(tocOffset: number): Uint8Array {
+  const subfield = `${tocOffset.toString(16).padStart(16, "0")}${ESTARGZ_MAGIC}`;
+  const footer = Buffer.alloc(ESTARGZ_FOOTER_SIZE);
+  // FLG: FEXTRA; OS: unknown; then XLEN, SI1, SI2, LEN
+  footer.set([0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 255, 26, 0, 0x53, 0x47, 22, 0], 0);
+  footer.write(subfield, 16, "latin1");
+  footer.write(EMPTY_MEMBER_END, 38, "hex");
+  return footer;
+}
+
 function estargzTocOffset(tail: Uint8Array): number {
   const last = (size: number) => tail.subarray(Math.max(0, tail.length - size));
   const extra = extraOf(last(ESTARGZ_FOOTER_SIZE));
@@ -204,8 +217,7 @@ function extraOf(bytes: Uint8Array): string | undefined {
   if (bytes.length < 12 || bytes[0] !== 0x1f || bytes[1] !== 0x8b || bytes[2] !== 8 || bytes[3] !== 4) return undefined;
   const header = parseGzipHeader(bytes, 0);
   if (header?.extra === undefined) return undefined;
-  // an empty stored block, then CRC-32 and size, both 0
-  if (toHex(bytes.subarray(header.size)) !== "010000ffff0000000000000000") return undefined;
+  if (toHex(bytes.subarray(header.size)) !== EMPTY_MEMBER_END) return undefined;
   return Buffer.from(header.extra).toString("latin1");
 }
 

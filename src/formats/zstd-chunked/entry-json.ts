@@ -1,6 +1,6 @@
 /** An entry of a zstd:chunked TOC as containers/storage writes it: members in its order, zeros and empty texts left out. */
 import type { TarEntry, TarEntryType } from "../tar/index.ts";
-import { goString, rfc3339, utf8Of } from "../toc/writing.ts";
+import { goString, rfc3339, sha256Text, utf8Of } from "../toc/writing.ts";
 
 export interface WrittenChunk {
   /** In the file. */
@@ -75,10 +75,6 @@ export function encodeEntry(entry: TarEntry, content: WrittenContent | undefined
     parts.push(`,{"type":"chunk","name":${name}${number("offset", chunk.blobOffset)}${chunkMembers(chunk)}}`);
   }
   return parts.join("");
-}
-
-export function sha256Text(digest: Uint8Array): string {
-  return `sha256:${Buffer.from(digest.buffer, digest.byteOffset, digest.byteLength).toString("hex")}`;
 }
 
 function chunkMembers({ size, fileOffset, digest, zeros }: WrittenChunk): string {

@@ -14,4 +14,4 @@
  *
  * Specification: none but the code of containers/storage, pkg/chunked; facts are in the comments. Pure.
  */
-export { NotConvertibleError, ZstdChunkedWriter, type ZstdChunkedOptions } from "./writer.ts";
+export { ZstdChunkedWriter, type ZstdChunkedOptions } from "./writer.ts";

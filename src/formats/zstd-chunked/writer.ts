@@ -1,5 +1,4 @@
 import { createHash, type Hash } from "node:crypto";
-import { displayBytes } from "../../bytes/index.ts";
 import { ShaleError } from "../../errors/index.ts";
 import type { FrameCompressor } from "../compression/index.ts";
 import { TarDecoder, type TarEntry, type TarSink } from "../tar/index.ts";
@@ -9,7 +8,9 @@ import {
   DocumentWriter,
   type FrameMark,
   FrameStream,
+  NotConvertibleError,
   PathSet,
+  sha256Text,
   SKIPPABLE_HEADER_SIZE,
   type Spool,
   TarSplitEncoder,
@@ -20,24 +21,13 @@ import {
   ZSTD_TOC_TYPE,
 } from "../toc/writing.ts";
 import { RollingChunker } from "./chunker.ts";
-import { encodeEntry, obstacleOf, sha256Text, type WrittenChunk } from "./entry-json.ts";
+import { encodeEntry, obstacleOf, type WrittenChunk } from "./entry-json.ts";
 
 export interface ZstdChunkedOptions {
   /** Of kind "zstd". */
   readonly compressor: FrameCompressor;
   /** Called twice: for the TOC and the tar-split on their way to the end of the blob. */
   readonly openSpool: () => Spool;
-}
-
-/** A layer that has no zstd:chunked form; the message names the entry. It has a plain zstd form. */
-export class NotConvertibleError extends ShaleError {
-  constructor(path: string, why: string) {
-    const name = displayBytes(path.slice(0, 300));
-    super("FAILED_PRECONDITION", `Cannot write the layer with a table of contents: of "${name}", ${why}`, {
-      hint: "It can be compressed without one",
-    });
-    this.name = "NotConvertibleError";
-  }
 }
 
 interface PendingChunk {
