@@ -164,6 +164,7 @@ const MODULES: Readonly<Record<string, Rule>> = {
 const PUBLIC_FILES: Readonly<Record<string, string>> = {
   "formats/layer-index/merge.ts": "only merged images need it",
   "formats/layer-index/overlay.ts": "the overlay marks: whoever asks for them has an index, and no builder",
+  "store/clones.ts": "the threads of a checkout need nothing else of the store",
   "store/link-sources.ts": "the threads of a checkout need nothing else of the store",
   "store/ingest/serialize-error.ts": "errors across threads: a checkout has threads too",
   "images/write-error.ts": "checkout: a full disk is told as in an export",
@@ -184,6 +185,8 @@ const PUBLIC_FILES: Readonly<Record<string, string>> = {
   // checkpoint/ too: reading archives, and each thing that is done with them.
   "checkpoint/archive/index.ts": "all that read archives",
   "checkpoint/show/index.ts": "checkpoint show, checkpoint ls",
+  "checkpoint/transport/index.ts": "checkpoint push, checkpoint pull",
+  "images/partial-file.ts": "checkpoint pull, checkpoint export",
   "checkpoint/write.ts": "checkpoint write, checkpoint save",
   "checkpoint/restore.ts": "checkpoint restore",
   "checkpoint/save.ts": "checkpoint save",

@@ -63,6 +63,16 @@ export const COMMANDS: readonly CommandEntry[] = [
     group: CHECKPOINTS,
     load: async () => (await import("./commands/checkpoint/ls.ts")).checkpointLs,
   },
+  {
+    name: "checkpoint push",
+    group: CHECKPOINTS,
+    load: async () => (await import("./commands/checkpoint/push.ts")).checkpointPush,
+  },
+  {
+    name: "checkpoint pull",
+    group: CHECKPOINTS,
+    load: async () => (await import("./commands/checkpoint/pull.ts")).checkpointPull,
+  },
   { name: "df", group: STORE, load: async () => (await import("./commands/df.ts")).df },
   { name: "rm", group: STORE, load: async () => (await import("./commands/rm.ts")).rm },
   { name: "gc", group: STORE, load: async () => (await import("./commands/gc.ts")).gc },

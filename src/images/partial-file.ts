@@ -22,7 +22,7 @@ import {
 } from "../sys/index.ts";
 import { explainWriteError } from "./write-error.ts";
 
-/** Made to be handed on, like the files of a layout. */
+/** Unless told: made to be handed on, like the files of a layout. */
 const PERMISSIONS = 0o644;
 /** Bytes after which the kernel is asked to begin writing, so that the sync at the end is short. */
 const WRITEBACK = 32 * 1024 * 1024;
@@ -42,7 +42,10 @@ export class PartialFile implements Disposable {
    * Begins a file at `path`, which may exist; a symlink there is followed. Waits for another writer to it. Refuses, with
    * FAILED_PRECONDITION, what is no regular file: a device must not be replaced by an archive.
    */
-  static async open(path: string, options: { readonly signal?: AbortSignal } = {}): Promise<PartialFile> {
+  static async open(
+    path: string,
+    options: { readonly signal?: AbortSignal; readonly permissions?: number } = {},
+  ): Promise<PartialFile> {
     const target = realPath(path) ?? path;
     const there = findFile(target);
     if (there !== undefined && there.kind !== "file" && there.kind !== "symlink") {
@@ -54,7 +57,7 @@ export class PartialFile implements Disposable {
     const partial = `${target}.partial`;
     try {
       for (;;) {
-        const made = create(partial);
+        const made = create(partial, options.permissions ?? PERMISSIONS);
         if (made !== undefined) return new PartialFile(target, partial, made.fd, made.lock);
         await delay(POLL_MS, options);
       }
@@ -114,10 +117,10 @@ export class PartialFile implements Disposable {
  * A new file that is ours and locked; undefined when another has the name, or had it until now. Always a new one, and what
  * is there is never written to: it could be a link to something else, or someone could have it open.
  */
-function create(partial: string): { readonly fd: number; readonly lock: Lock } | undefined {
+function create(partial: string, permissions: number): { readonly fd: number; readonly lock: Lock } | undefined {
   let fd: number;
   try {
-    fd = createFile(partial, PERMISSIONS);
+    fd = createFile(partial, permissions);
   } catch (error) {
     if (errnoOf(error) !== "EEXIST") throw error;
     // Shared, which writes no holder into the file. Who gets it knows that no writer is alive: a writer that was about to

@@ -16,6 +16,25 @@ const ZSTD_LEVEL = 3;
 const GZIP_LEVEL = 3;
 const deflate = promisify(gzip);
 
+/** As {@link FrameCompressor}, pulled: the compressed bytes of `source`, whose pieces stay as they are. */
+export async function* compressPieces(
+  source: AsyncIterable<Uint8Array>,
+  compression: "gzip" | "zstd",
+): AsyncGenerator<Uint8Array, void, undefined> {
+  const ready: Uint8Array[] = [];
+  const compressor = new FrameCompressor(compression, async (bytes) => void ready.push(bytes));
+  try {
+    for await (const piece of source) {
+      await compressor.write(piece);
+      yield* ready.splice(0);
+    }
+    await compressor.end();
+    yield* ready.splice(0);
+  } finally {
+    await compressor.abandon();
+  }
+}
+
 /** Takes pieces that stay as they are; `sink` gets compressed bytes in order. */
 export class FrameCompressor {
   readonly #compression: "gzip" | "zstd";

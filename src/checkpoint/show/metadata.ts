@@ -13,10 +13,13 @@ const MAX_LIST = 1_000_000;
 export interface ContainerFacts {
   readonly id?: string;
   readonly name?: string;
-  /** As the user asked for it. */
+  /** Name of the image. */
   readonly image?: string;
-  /** Name with digest, or id: of the image's content. */
+  /** As the user asked for it, where that is another. */
+  readonly requestedImage?: string;
+  /** Its name with a digest, as kubelets have it. */
   readonly imageReference?: string;
+  readonly imageId?: string;
   readonly runtime?: string;
   readonly created?: string;
   readonly checkpointed?: string;
@@ -31,7 +34,9 @@ export function decodeContainer(bytes: Uint8Array): ContainerFacts {
     id: text("id"),
     name: text("name"),
     image: text("rootfsImageName", "rootfsImage"),
-    imageReference: text("rootfsImageRef", "rootfsImageID"),
+    requestedImage: text("rawImageName", "rootfsImage"),
+    imageReference: text("rootfsImageRef"),
+    imageId: text("rootfsImageID"),
     runtime: text("runtime"),
     created: text("createdTime"),
     checkpointed: text("checkpointedTime"),

@@ -68,7 +68,9 @@ export function formatSurvey(survey: CheckpointSurvey): string {
   const engine = spec.engine ?? survey.dialect;
   const plain = survey.dialect === "unknown" || survey.dialect === engine.replace("-", "");
   const layout = plain ? "" : `, ${ENGINES[survey.dialect] ?? survey.dialect} layout`;
-  const image = [container.image, container.imageReference].filter((one) => one !== undefined).map(singleLine);
+  const image = [container.image, container.imageReference ?? container.imageId]
+    .filter((one) => one !== undefined)
+    .map(singleLine);
   const pod = spec.pod === undefined ? [] : [spec.pod.namespace, spec.pod.name].filter((one) => one !== undefined);
   const optional = (label: string, value: string | undefined) =>
     value === undefined ? [] : [[label, singleLine(value)] as const];
