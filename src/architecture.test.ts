@@ -189,6 +189,7 @@ const PUBLIC_FILES: Readonly<Record<string, string>> = {
   "images/partial-file.ts": "checkpoint pull, checkpoint export",
   "checkpoint/write.ts": "checkpoint write, checkpoint save",
   "checkpoint/restore.ts": "checkpoint restore",
+  "checkpoint/restore/run.ts": "checkpoint restore --run",
   "checkpoint/save.ts": "checkpoint save",
   "images/progress.ts": "an interface that the command line implements, without loading images",
 };

@@ -54,6 +54,11 @@ export const COMMANDS: readonly CommandEntry[] = [
     load: async () => (await import("./commands/checkpoint/write.ts")).checkpointWrite,
   },
   {
+    name: "checkpoint restore",
+    group: CHECKPOINTS,
+    load: async () => (await import("./commands/checkpoint/restore.ts")).checkpointRestore,
+  },
+  {
     name: "checkpoint show",
     group: CHECKPOINTS,
     load: async () => (await import("./commands/checkpoint/show.ts")).checkpointShow,

@@ -122,6 +122,11 @@ function openLockFile(path: string): number | undefined {
   }
 }
 
+/** Locks what is open, a directory say, without waiting; false when someone else has it locked. Ends with the descriptor. */
+export function tryLockDescriptor(fd: number, path: string): boolean {
+  return flockNow(fd, LOCK_EX, path);
+}
+
 function flockNow(fd: number, operation: number, path: string): boolean {
   return observed("lock", path, () => {
     try {
