@@ -25,12 +25,13 @@ export function mountList({ bases, directory, writable, options }: MountParts): 
   if (!writable) {
     const only = bases.length === 0 ? join(directory!, UPPER) : bases[0]!;
     if (bases.length <= 1) return [{ type: "bind", source: only, options: ["rbind", "ro"] }];
-    return [{ type: "overlay", source: "overlay", options: [...options, lower(bases)] }];
+    return [{ type: "overlay", source: "overlay", options: [...options, "redirect_dir=follow", lower(bases)] }];
   }
   const upper = join(directory!, UPPER);
   if (bases.length === 0) return [{ type: "bind", source: upper, options: ["rbind", "rw"] }];
-  // Without index the kernel keeps no file handles of lower layers, so it does not mind that they are mounted anew.
-  const own = ["index=off", `workdir=${join(directory!, WORK)}`, `upperdir=${upper}`];
+  // Without index the kernel keeps no file handles of lower layers, so it does not mind that they are mounted anew. With
+  // redirects, a directory of a lower layer can be renamed, as anywhere else.
+  const own = ["index=off", "redirect_dir=on", `workdir=${join(directory!, WORK)}`, `upperdir=${upper}`];
   return [{ type: "overlay", source: "overlay", options: [...options, ...own, lower(bases)] }];
 }
 
