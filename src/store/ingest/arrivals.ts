@@ -46,6 +46,11 @@ export class Arrivals {
   }
 }
 
+/** Whether part `part` is there, without waiting. */
+export function hasArrived(shared: SharedArrayBuffer, part: number): boolean {
+  return Atomics.load(new Uint8Array(shared, HEADER_SIZE), part) === 1;
+}
+
 /** The worker's end: returns when part `part` is there. `check` throws when the worker is to stop. Blocks the thread. */
 export function awaitArrival(shared: SharedArrayBuffer, part: number, check: () => void): void {
   const header = new Int32Array(shared, 0, 2);

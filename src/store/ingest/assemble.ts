@@ -10,6 +10,7 @@
 import { createHash, hash, randomBytes } from "node:crypto";
 import { join } from "node:path";
 import { once } from "node:events";
+import type { ByteRange } from "../../bytes/index.ts";
 import { errnoOf, FormatError, ShaleError } from "../../errors/index.ts";
 import { decompress, decompressZstdChunk } from "../../formats/compression/index.ts";
 import { LayerToc, type TocChunk, type TocPayload } from "../../formats/toc/index.ts";
@@ -17,7 +18,7 @@ import { closeFile, crashPoint, makeDirectory, openFile, readAt } from "../../sy
 import type { Database } from "../database.ts";
 import { Layout } from "../layout.ts";
 import { LIMITS } from "../limits.ts";
-import { awaitArrival } from "./arrivals.ts";
+import { awaitArrival, hasArrived } from "./arrivals.ts";
 import { storeDedupeIndex } from "./dedupe-index.ts";
 import { LayerWriter } from "./layer-writer.ts";
 import { READ_PIECE, StoreContent } from "./local-content.ts";
@@ -288,7 +289,8 @@ class Assembly {
     try {
       return decompressZstdChunk(bytes, chunk.size);
     } catch (error) {
-      if (error instanceof FormatError) throw wrong(false, chunk, error);
+      // Damaged, or of several frames, which a stream takes: it tells which.
+      if (error instanceof FormatError) return undefined;
       throw error;
     }
   }
@@ -317,27 +319,26 @@ class Assembly {
 
   // when something is wrong
 
-  /** What the next attempt has to do without. */
+  /** What the next attempt has to do without: all that is wrong by now, so that one more is enough as a rule. */
   async #again(error: WrongBytes): Promise<AssembleOutcome> {
-    const plan = this.#plan.summary;
-    if (!error.local) {
-      const { blobOffset, blobEnd } = error.chunk!;
-      const badRanges = [{ offset: blobOffset, end: blobEnd }];
-      return { kind: "again", plan, problem: error.message, badSources: [], badRanges };
+    const badSources: BadSource[] = [];
+    const badRanges = new Map<number, ByteRange>();
+    if (error.chunk !== undefined && !error.local) {
+      badRanges.set(error.chunk.blobOffset, { offset: error.chunk.blobOffset, end: error.chunk.blobEnd });
     }
-    const badSources = await this.#survey();
-    if (badSources.length === 0) {
+    await this.#survey(badSources, badRanges);
+    if (badSources.length === 0 && badRanges.size === 0) {
       // Every byte has the digest that the TOC gives, and still the tar is another: TOC and config contradict.
       throw new ShaleError("DATA_LOSS", `Cannot put layer ${this.#job.digest} together: ${error.message}`, {
         cause: error,
       });
     }
-    return { kind: "again", plan, problem: error.message, badSources, badRanges: [] };
+    const plan = this.#plan.summary;
+    return { kind: "again", plan, problem: error.message, badSources, badRanges: [...badRanges.values()] };
   }
 
-  /** Hashes every local byte of the plan, so that one further attempt is enough however many are wrong. */
-  async #survey(): Promise<BadSource[]> {
-    const bad: BadSource[] = [];
+  /** Hashes every local byte of the plan, and every part that has come. */
+  async #survey(badSources: BadSource[], badRanges: Map<number, ByteRange>): Promise<void> {
     let file = 0;
     let chunkAt = 0;
     for await (const { header, digest, chunks } of this.#toc.entries({ signal: this.#signal })) {
@@ -347,18 +348,33 @@ class Assembly {
       const blob = this.#plan.fileBlobs[at]!;
       if (blob !== BUILD) {
         const source = { id: this.#plan.blobs[blob]!, inline: false, offset: this.#plan.fileOffsets[at]! };
-        this.#examine(source, header.size, digest!, bad);
+        this.#examine(source, header.size, digest!, badSources);
         continue;
       }
       for (const chunk of chunks) {
         const index = chunkAt++;
         const source = this.#plan.chunkSources[index]!;
-        if (source < 0) continue;
         const offset = this.#plan.chunkOffsets[index]!;
-        this.#examine({ ...this.#plan.sources[source]!, offset }, chunk.size, chunk.digest, bad);
+        if (source >= 0) {
+          this.#examine({ ...this.#plan.sources[source]!, offset }, chunk.size, chunk.digest, badSources);
+        } else if (source === FETCH && !badRanges.has(chunk.blobOffset) && hasArrived(this.#arrived, offset)) {
+          if (!(await this.#isRight(chunk, offset))) {
+            badRanges.set(chunk.blobOffset, { offset: chunk.blobOffset, end: chunk.blobEnd });
+          }
+        }
       }
     }
-    return bad;
+  }
+
+  async #isRight(chunk: TocChunk, index: number): Promise<boolean> {
+    const hasher = createHash("sha256");
+    try {
+      for await (const piece of this.#chunkPieces(chunk, index)) hasher.update(piece);
+    } catch (error) {
+      if (error instanceof WrongBytes) return false;
+      throw error;
+    }
+    return hasher.digest().equals(chunk.digest);
   }
 
   #examine(

@@ -1,0 +1,243 @@
+/** Pulls in parts from a scripted registry: what is asked for, what comes out, and what goes wrong on the way. */
+import assert from "node:assert/strict";
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { describe, test } from "node:test";
+import { ShaleError } from "../../errors/index.ts";
+import { byCount, parts } from "../../registry/testing/parts.ts";
+import {
+  breakAfter,
+  ok,
+  type ScriptedServer,
+  type Step,
+  startScriptedServer,
+  status,
+} from "../../registry/testing/scripted-server.ts";
+import type { Store } from "../../store/index.ts";
+import {
+  assertSound,
+  assertTars,
+  type Files,
+  noise,
+  tar,
+  withStore,
+  writeImage,
+  pull as pullLayout,
+} from "../../store/testing/fixtures.ts";
+import { withTemporaryDirectory } from "../../sys/testing/filesystems.ts";
+import { askedBytes, type ChunkedLayer, chunkedLayer, layerIndexOf, publish, pullFrom } from "./testing/images.ts";
+
+/** Cut into some 30 chunks. */
+const large = noise(1_500_000, "large");
+/** The same with a piece in the middle replaced, and another length. */
+const changed = Buffer.concat([large.subarray(0, 700_000), noise(5000, "new"), large.subarray(710_000)]);
+const small = Object.fromEntries(
+  Array.from({ length: 60 }, (_, i) => [`etc/small-${i}`, noise(20 + i * 30, `small ${i}`)]),
+);
+
+const FIRST: Files = {
+  "./": "",
+  "etc/": "",
+  ...small,
+  large,
+  same: noise(300_000, "same"),
+  twice: noise(90_000, "twice"),
+};
+const SECOND: Files = {
+  "./": "",
+  "etc/": "",
+  ...small,
+  "etc/only-here": "x".repeat(500),
+  changed,
+  moved: noise(300_000, "same"),
+  again: noise(90_000, "twice"),
+  sparse: Buffer.concat([noise(5000, "a"), Buffer.alloc(400_000), noise(5000, "b")]),
+  empty: "",
+  fresh: noise(120_000, "fresh"),
+  "fresh-again": noise(120_000, "fresh"),
+};
+/** Bytes of SECOND that FIRST does not have, generously: chunks about the change, two files, the ends of the sparse one. */
+const MISSING = 120_000 + 10_000 + 300_000;
+
+interface Fixture {
+  readonly root: string;
+  readonly directory: string;
+  readonly server: ScriptedServer;
+  readonly first: ChunkedLayer;
+  readonly second: ChunkedLayer;
+}
+
+async function withServer(use: (fixture: Fixture) => Promise<void>): Promise<void> {
+  await withTemporaryDirectory(async (directory) => {
+    await using server = await startScriptedServer();
+    const [first, second] = await Promise.all([chunkedLayer(tar(FIRST)), chunkedLayer(tar(SECOND))]);
+    publish(server, "first", [first]);
+    await use({ root: join(directory, "store"), directory, server, first, second });
+  });
+}
+
+/** What a store says of "second" after a whole pull: the first thing that it pulls is pulled whole. */
+async function pulledWhole({ directory, server }: Fixture): Promise<string[][]> {
+  return await withStore(join(directory, "whole"), async (store) => {
+    const result = await pullFrom(store, server, "second");
+    assert.equal(result.layers[0]!.parts, undefined);
+    return layerIndexOf(store, "second");
+  });
+}
+
+async function assertSame(fixture: Fixture, store: Store): Promise<void> {
+  const found = layerIndexOf(store, "second");
+  publish(fixture.server, "second", [fixture.second]); // a server without faults
+  assert.deepEqual(found, await pulledWhole(fixture));
+  assertTars(store, "second");
+  await assertSound(store);
+}
+
+const noDownloads = (store: Store) => assert.deepEqual(readdirSync(join(store.root, "downloads")), []);
+
+describe("pull in parts", () => {
+  test("fetches what the store does not have, and gives the same layer as a whole pull", () =>
+    withServer(async (fixture) => {
+      const { root, server, second } = fixture;
+      await withStore(root, async (store) => {
+        await pullFrom(store, server, "first");
+        const [blob] = publish(server, "second", [second]);
+        const [layer] = (await pullFrom(store, server, "second")).layers;
+        assert.ok(layer!.parts, "it was pulled whole");
+        const toc = second.blob.length - second.tocOffset;
+        assert.ok(layer!.received < MISSING + toc, `${layer!.received} bytes`);
+        assert.equal(askedBytes(server, blob!), layer!.received);
+        assert.equal(layer!.parts.referredFiles, 2);
+        assert.equal(layer!.parts.repeatedBytes, 120_000);
+        assert.ok(layer!.parts.copiedBytes > 1_000_000, `${layer!.parts.copiedBytes} bytes copied`);
+        assert.ok(layer!.parts.zeroBytes >= 400_000);
+        noDownloads(store);
+        await assertSame(fixture, store);
+      });
+    }));
+
+  test("finds files of a layer that came without a TOC", () =>
+    withServer(async (fixture) => {
+      const { root, directory, server, second } = fixture;
+      await withStore(root, async (store) => {
+        writeImage(join(directory, "layout"), "plain", [tar(FIRST)]);
+        await pullLayout(store, join(directory, "layout"), "plain");
+        publish(server, "second", [second]);
+        const [layer] = (await pullFrom(store, server, "second")).layers;
+        assert.equal(layer!.parts!.referredFiles, 2);
+        const smallBytes = Object.values(small).reduce((sum, bytes) => sum + bytes.length, 0);
+        assert.equal(layer!.parts!.copiedBytes, smallBytes);
+        await assertSame(fixture, store);
+      });
+    }));
+
+  test("pulls whole what the store has nothing of, with the bytes of the TOC that came, and not one twice", () =>
+    withServer(async ({ root, server }) => {
+      await withStore(root, async (store) => {
+        await pullFrom(store, server, "first");
+        const other = await chunkedLayer(tar({ other: noise(900_000, "other") }));
+        const [blob] = publish(server, "other", [other]);
+        const [layer] = (await pullFrom(store, server, "other")).layers;
+        assert.equal(layer!.parts, undefined);
+        assert.equal(askedBytes(server, blob!), blob!.size);
+        assertTars(store, "other");
+        noDownloads(store);
+      });
+    }));
+
+  test("asks for no TOC where the store is empty, and keeps it for later", () =>
+    withServer(async ({ root, server, first }) => {
+      await withStore(root, async (store) => {
+        await pullFrom(store, server, "first");
+        const asked = server.requests.filter(({ headers }) => headers.range !== undefined);
+        assert.deepEqual(asked, []);
+        const [id] = readdirSync(join(root, "layers"));
+        const kept = readFileSync(join(root, "layers", id!, "toc"));
+        assert.ok(first.blob.subarray(first.tocOffset).subarray(0, kept.length).equals(kept));
+      });
+    }));
+});
+
+describe("a pull in parts from a registry that", () => {
+  const wrongBytes = (content: Buffer): Buffer => {
+    const wrong = Buffer.from(content);
+    for (let at = 1000; at < wrong.length - 30_000; at += 20_000) wrong[at]! ^= 0x55;
+    return wrong;
+  };
+  const CASES: readonly {
+    readonly name: string;
+    readonly steps: (blob: Buffer) => readonly Step[];
+    readonly whole?: true;
+  }[] = [
+    { name: "answers 200 to every range", steps: (blob) => [ok(blob)], whole: true },
+    { name: "answers 200 to the first range of many", steps: (blob) => [parts(blob), ok(blob)] },
+    { name: "refuses several ranges with 416", steps: (blob) => [byCount(parts(blob), status(416))] },
+    { name: "refuses several ranges with 400", steps: (blob) => [byCount(parts(blob), status(400))] },
+    {
+      name: "refuses every range with 501",
+      steps: (blob) => [
+        (request, response) => (request.headers.range === undefined ? ok(blob) : status(501))(request, response),
+      ],
+      whole: true,
+    },
+    { name: "answers 429 at first", steps: (blob) => [status(429, { "retry-after": "0" }), parts(blob)] },
+    {
+      name: "joins all ranges",
+      steps: (blob) => [parts(blob, { change: (asked) => [[asked[0]![0], asked.at(-1)![1]]] })],
+    },
+    {
+      name: "sends parts in another order",
+      steps: (blob) => [parts(blob, { change: (asked) => [...asked].reverse() })],
+    },
+    { name: "breaks off inside of the TOC", steps: (blob) => [breakAfter(blob, 500), parts(blob)] },
+    {
+      name: "breaks off inside of a part",
+      steps: (blob) => [parts(blob), parts(blob, { breakAfter: 20_000 }), parts(blob)],
+    },
+    {
+      name: "sends a part that is too short",
+      steps: (blob) => [parts(blob), parts(blob, { bytesOf: (a, b) => blob.subarray(a, b) }), parts(blob)],
+    },
+    {
+      name: "sends wrong bytes of the right length, once",
+      steps: (blob) => [parts(blob), parts(wrongBytes(blob)), parts(blob)],
+    },
+    {
+      name: "sends a wrong TOC, once",
+      steps: (blob) => [
+        parts(wrongBytes(Buffer.from(blob).fill(7, blob.length - 9000, blob.length - 5000))),
+        parts(blob),
+      ],
+    },
+    {
+      name: "sends wrong bytes in parts, always",
+      steps: (blob) => [byCount(parts(blob), parts(wrongBytes(blob)))],
+      whole: true,
+    },
+  ];
+  for (const { name, steps, whole } of CASES) {
+    test(`${name} ends with the right layer`, () =>
+      withServer(async (fixture) => {
+        const { root, server, second } = fixture;
+        await withStore(root, async (store) => {
+          await pullFrom(store, server, "first");
+          publish(server, "second", [second], { steps: steps(second.blob) });
+          const [layer] = (await pullFrom(store, server, "second")).layers;
+          assert.equal(layer!.parts === undefined, whole === true, `pulled ${whole ? "in parts" : "whole"}`);
+          noDownloads(store);
+          await assertSame(fixture, store);
+        });
+      }));
+  }
+
+  test("sends wrong bytes, whatever is asked for, ends with DATA_LOSS and an unharmed store", () =>
+    withServer(async ({ root, server, second }) => {
+      await withStore(root, async (store) => {
+        await pullFrom(store, server, "first");
+        publish(server, "second", [second], { steps: [parts(wrongBytes(second.blob))] });
+        await assert.rejects(pullFrom(store, server, "second"), (error) => ShaleError.is(error, "DATA_LOSS"));
+        assert.equal(store.findImage("second"), undefined);
+        await assertSound(store);
+      });
+    }));
+});

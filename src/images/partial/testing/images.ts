@@ -1,0 +1,134 @@
+/** zstd:chunked images on a scripted registry, and what stores make of them. For tests only. */
+import { createHash } from "node:crypto";
+import { displayBytes } from "../../../bytes/index.ts";
+import { frameCompressor } from "../../../formats/compression/index.ts";
+import { memorySpool } from "../../../formats/toc/writing.ts";
+import { ZstdChunkedWriter } from "../../../formats/zstd-chunked/index.ts";
+import { type ImageSource, parseReference } from "../../../oci/index.ts";
+import { RegistryClient } from "../../../registry/index.ts";
+import { FAST_RETRY } from "../../../registry/testing/fixtures.ts";
+import { parts } from "../../../registry/testing/parts.ts";
+import type { ScriptedServer, Step, Stored } from "../../../registry/testing/scripted-server.ts";
+import type { Store } from "../../../store/index.ts";
+import { CONFIG_TYPE, MANIFEST_TYPE, sha256 } from "../../../store/testing/fixtures.ts";
+import { openOrigin } from "../../origin.ts";
+import { type PullResult, pullImage } from "../../pull.ts";
+
+export const ZSTD_LAYER = "application/vnd.oci.image.layer.v1.tar+zstd";
+
+export interface ChunkedLayer {
+  readonly blob: Buffer;
+  readonly annotations: Readonly<Record<string, string>>;
+  readonly diffId: string;
+  /** Of the TOC in the blob. */
+  readonly tocOffset: number;
+}
+
+export async function chunkedLayer(tar: Uint8Array): Promise<ChunkedLayer> {
+  const compressor = frameCompressor({ kind: "zstd", level: 3 });
+  const writer = new ZstdChunkedWriter({ compressor, openSpool: memorySpool });
+  const pieces: Uint8Array[] = [];
+  for await (const piece of writer.write(only(tar))) pieces.push(piece);
+  const { annotations } = writer;
+  const position = Object.entries(annotations).find(([key]) => key.endsWith(".manifest-position"))![1];
+  const tocOffset = Number(position.split(":")[0]);
+  return { blob: Buffer.concat(pieces), annotations, diffId: `sha256:${sha256(tar)}`, tocOffset };
+}
+
+async function* only(bytes: Uint8Array): AsyncGenerator<Uint8Array> {
+  yield bytes;
+}
+
+export interface PublishOptions {
+  /** In place of a right answer for the first layer's blob. */
+  readonly steps?: readonly Step[];
+  /** In place of the layer's own. */
+  readonly annotations?: Readonly<Record<string, string>>;
+  readonly mediaType?: string;
+}
+
+/** Puts an image of these layers on the server, as `HOST/app:TAG`. Gives the blobs. */
+export function publish(
+  server: ScriptedServer,
+  tag: string,
+  layers: readonly ChunkedLayer[],
+  options: PublishOptions = {},
+): readonly Stored[] {
+  const { mediaType = ZSTD_LAYER } = options;
+  const blobs = layers.map(({ blob }, at) =>
+    server.blob("app", blob, mediaType, ...((at === 0 ? options.steps : undefined) ?? [parts(blob)])),
+  );
+  const rootfs = { type: "layers", diff_ids: layers.map(({ diffId }) => diffId) };
+  const config = server.blob(
+    "app",
+    Buffer.from(JSON.stringify({ architecture: "amd64", os: "linux", config: { Labels: { tag } }, rootfs })),
+    CONFIG_TYPE,
+  );
+  const plain = ({ mediaType: type, digest, size }: Stored) => ({ mediaType: type, digest, size });
+  server.manifest("app", tag, {
+    schemaVersion: 2,
+    mediaType: MANIFEST_TYPE,
+    config: plain(config),
+    layers: blobs.map((blob, at) => ({ ...plain(blob), annotations: options.annotations ?? layers[at]!.annotations })),
+  });
+  return blobs;
+}
+
+/** Pulls `HOST/app:TAG` under the name TAG. */
+export async function pullFrom(
+  store: Store,
+  server: { readonly host: string },
+  tag: string,
+  options: { readonly signal?: AbortSignal } = {},
+): Promise<PullResult> {
+  await using client = new RegistryClient({
+    env: { HOME: "/nonexistent", XDG_RUNTIME_DIR: "/nonexistent" },
+    hostsDirs: [],
+    stallTimeoutMs: 2000,
+    retry: FAST_RETRY,
+  });
+  const source: ImageSource = { kind: "registry", reference: parseReference(`${server.host}/app:${tag}`) };
+  const origin = await openOrigin(source, { registry: async () => client });
+  return await pullImage(store, origin, { name: tag, ...options });
+}
+
+/** Bytes of blobs that the server has sent or was asked for: the sum of the ranges, the whole blob without. */
+export function askedBytes(server: ScriptedServer, blob: Stored): number {
+  let bytes = 0;
+  for (const { headers } of server.requestsTo(`/v2/app/blobs/${blob.digest}`)) {
+    const ranges = /^bytes=(.+)$/.exec(headers.range ?? "")?.[1];
+    if (ranges === undefined) bytes += blob.size;
+    for (const range of ranges?.split(",") ?? []) {
+      const [first, last] = range.split("-").map(Number);
+      bytes += last! - first! + 1;
+    }
+  }
+  return bytes;
+}
+
+/** Everything that a layer's index says, in an order that does not depend on where contents lie. */
+export function layerIndexOf(store: Store, name: string): string[][] {
+  using operation = store.begin(`read ${name}`);
+  return store.manifestsOf(name)[0]!.layers.map(({ diffId }) => {
+    using tree = operation.openLayer(operation.getLayer(diffId));
+    const { reader } = tree;
+    const lines: string[] = [];
+    const links = new Map<number, string>();
+    for (const { path, inode } of reader.walk()) {
+      const first = links.get(inode.nid);
+      if (first !== undefined) {
+        lines.push(`${displayBytes(path)} = ${first}`);
+        continue;
+      }
+      links.set(inode.nid, displayBytes(path));
+      const { mode, uid, gid, size, links: count, mtimeSeconds, mtimeNanoseconds, rdevMajor, rdevMinor } = inode;
+      const numbers = [mode, uid, gid, size, count, mtimeSeconds, mtimeNanoseconds, rdevMajor, rdevMinor].join(" ");
+      const xattrs = reader.xattrs(inode).map(({ name: key, value }) => `${displayBytes(key)}=${displayBytes(value)}`);
+      const hash = createHash("sha256");
+      const isFile = (mode & 0o170000) === 0o100000;
+      for (let at = 0; isFile && at < size; at += 1 << 20) hash.update(reader.read(inode, at, 1 << 20));
+      lines.push(`${displayBytes(path)} ${numbers} ${xattrs.join(",")} ${hash.digest("hex")}`);
+    }
+    return lines;
+  });
+}
