@@ -2,7 +2,7 @@
  * One regular file into a directory, by the cheapest means that works: a link to what another checkout has, blocks shared with
  * the store, a copy. A means that the file systems do not have is given up for the rest of the checkout, and named.
  */
-import { type ByteString, alignUp } from "../bytes/index.ts";
+import type { ByteString } from "../bytes/index.ts";
 import { errnoOf, ShaleError } from "../errors/index.ts";
 import type { ErofsExtent, ErofsInode } from "../formats/erofs/index.ts";
 import { fingerprintOf, isOfTheHost, LinkSources } from "../store/link-sources.ts";
@@ -11,14 +11,15 @@ import {
   copyRange,
   createFileAt,
   dataRanges,
+  reflinkFile,
   shareRange,
   truncate,
   writeAt,
 } from "../sys/index.ts";
 import type { Attributes, Wanted } from "./attributes.ts";
-import type { Blob, OpenTree } from "./open-tree.ts";
+import { type Blob, openClone, type OpenTree } from "./open-tree.ts";
 import { PAYLOAD_ALIGNMENT } from "../formats/payload-table/index.ts";
-import { BYTES_DONE, type CheckoutJob, STOP, type Tally } from "./protocol.ts";
+import { type CheckoutJob, STOP, type Tally } from "./protocol.ts";
 
 /** Copied between two looks at whether to stop. */
 const PIECE_SIZE = 64 * 1024 * 1024;
@@ -37,7 +38,6 @@ export class FileWriter implements Disposable {
   readonly #sources: LinkSources | undefined;
   readonly fallbacks = new Set<string>();
   #hardlink: boolean;
-  #reflink: boolean;
 
   constructor(job: CheckoutJob, tally: Tally, attributes: Attributes) {
     this.#job = job;
@@ -46,7 +46,6 @@ export class FileWriter implements Disposable {
     this.#attributes = attributes;
     this.#sources = job.sources === undefined ? undefined : new LinkSources(job.sources);
     this.#hardlink = this.#sources !== undefined;
-    this.#reflink = job.link !== "copy";
   }
 
   /** `name` must be free in `directory`. */
@@ -112,27 +111,11 @@ export class FileWriter implements Disposable {
     const mode = wanted.mode & 0o777; // set-ID bits come after the owner
     const file = createFileAt(directory, name, mode);
     try {
-      if (inode.size > 0) this.#fill(tree, file, inode);
+      if (inode.size > 0) this.#count(this.#fill(tree, file, inode), inode.size);
       this.#attributes.applyTo(file, wanted, this.#attributes.created(mode), path);
     } finally {
       closeFile(file);
     }
-  }
-
-  #fill(tree: OpenTree, file: number, inode: ErofsInode): void {
-    const extent = tree.extent(inode);
-    if (extent === undefined) {
-      writeAt(file, tree.reader.read(inode, 0, inode.size), 0);
-      this.#count("copied", inode.size);
-      return;
-    }
-    const blob = tree.blob(extent.device);
-    if (this.#reflink && inode.size > PAYLOAD_ALIGNMENT && this.#share(blob, extent, file)) {
-      this.#count("reflinked", inode.size);
-      return;
-    }
-    this.#copy(blob, extent, file);
-    this.#count("copied", inode.size);
   }
 
   #count(how: "copied" | "reflinked", size: number): void {
@@ -140,30 +123,52 @@ export class FileWriter implements Disposable {
     this.#tally[`${how}Bytes`] += size;
   }
 
-  #share(blob: Blob, { offset, length }: ErofsExtent, file: number): boolean {
-    try {
-      shareRange(blob.file, offset, file, 0, alignUp(length, PAYLOAD_ALIGNMENT));
-    } catch (error) {
-      const code = errnoOf(error) ?? "";
-      if (!NEVER.has(code)) throw error;
-      this.#reflink = false;
-      if (this.#job.link !== "auto") this.fallbacks.add(`reflink: ${code}`);
-      return false;
-    }
-    if (length % PAYLOAD_ALIGNMENT !== 0) truncate(file, length); // the blob's padding
-    return true;
+  #fill(tree: OpenTree, file: number, inode: ErofsInode): "copied" | "reflinked" {
+    if (tree.clones !== undefined && this.#shareClone(tree.clones, file, inode.nid)) return "reflinked";
+    return this.writeContent(tree, file, inode);
   }
 
-  #copy(blob: Blob, { offset, length }: ErofsExtent, file: number): void {
-    const sparse = blob.sparse && length >= SMALLEST_HOLE;
-    for (let done = 0; done < length; done += PIECE_SIZE) {
+  /** False when there is none. */
+  #shareClone(clones: number, file: number, nid: number): boolean {
+    let clone: number;
+    try {
+      clone = openClone(clones, nid);
+    } catch (error) {
+      if (errnoOf(error) !== "ENOENT") throw error;
+      return false;
+    }
+    try {
+      reflinkFile(clone, file);
+      return true;
+    } finally {
+      closeFile(clone);
+    }
+  }
+
+  /** Content from blob or image into an empty file. Whole blocks are shared where they can be, the rest is copied. */
+  writeContent(tree: OpenTree, file: number, inode: ErofsInode): "copied" | "reflinked" {
+    const extent = tree.extent(inode);
+    if (extent === undefined) {
+      writeAt(file, tree.reader.read(inode, 0, inode.size), 0);
+      return "copied";
+    }
+    const blob = tree.blob(extent.device);
+    const shared = this.#job.reflink ? extent.length - (extent.length % PAYLOAD_ALIGNMENT) : 0;
+    // Sharing the last block and cutting it to size would copy it, and on XFS wait for the disk.
+    if (shared > 0) shareRange(blob.file, extent.offset, file, 0, shared);
+    this.#copy(blob, extent, file, shared);
+    return shared > 0 ? "reflinked" : "copied";
+  }
+
+  #copy(blob: Blob, { offset, length }: ErofsExtent, file: number, from: number): void {
+    const sparse = blob.sparse && length - from >= SMALLEST_HOLE;
+    for (let done = from; done < length; done += PIECE_SIZE) {
       const size = Math.min(PIECE_SIZE, length - done);
-      if (done > 0) this.throwIfStopped();
+      if (done > from) this.throwIfStopped();
       const ranges = sparse ? dataRanges(blob.file, offset + done, size) : [{ offset: offset + done, length: size }];
       for (const range of ranges) {
         copyRange(blob.file, range.offset, file, range.offset - offset, range.length, { reflink: false });
       }
-      if (length > PIECE_SIZE) Atomics.add(this.#control, BYTES_DONE, BigInt(size));
     }
     if (sparse) truncate(file, length);
   }

@@ -15,19 +15,24 @@
  */
 import { throwIfAborted } from "../async/index.ts";
 import { type ByteString, displayBytes } from "../bytes/index.ts";
-import { ShaleError } from "../errors/index.ts";
+import { errnoOf, ShaleError } from "../errors/index.ts";
 import { ErofsReader } from "../formats/erofs/index.ts";
 import { explainWriteError } from "../images/write-error.ts";
-import type { LinkArea, ManifestRecord, StoreOperation } from "../store/index.ts";
+import { PAYLOAD_ALIGNMENT } from "../formats/payload-table/index.ts";
+import type { ImageFiles, LinkArea, ManifestRecord, StoreOperation } from "../store/index.ts";
 import {
   closeFile,
   crashPoint,
+  createFileAt,
   fileSource,
   makeDirectoryAt,
   openDirectoryBeneath,
+  openFile,
   processRights,
   setPermissions,
+  shareRange,
   syncFileSystemOf,
+  unlinkAt,
 } from "../sys/index.ts";
 import { Attributes, attributesOf } from "./attributes.ts";
 import type { Crew, CrewProgress } from "./crew.ts";
@@ -47,6 +52,9 @@ import { Target } from "./target.ts";
 export { Crew, type CrewProgress } from "./crew.ts";
 export { LOSSES_LISTED } from "./losses.ts";
 export type { LossKind, Tally } from "./protocol.ts";
+
+/** Other file systems, or ones without the feature. A smaller image than a block is EINVAL, and worth no reflink. */
+const NO_REFLINK = new Set(["EXDEV", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "ENOTTY", "EINVAL", "EPERM"]);
 
 /** `auto` is reflink where the file systems can, otherwise copy. The others fall down the ladder hardlink, reflink, copy. */
 export type LinkMode = "auto" | "reflink" | "hardlink" | "copy";
@@ -96,12 +104,15 @@ export async function checkoutImage(
   const rights = processRights();
   try {
     using place = await Target.open(target, { replace, rights, signal, storeRoot: operation.storeRoot });
-    const trees = treesOf(operation, manifest, layers);
-    const area = options.link === "hardlink" ? await operation.openLinkArea(signal ? { signal } : {}) : undefined;
+    const { link = "auto" } = options;
+    const files = treesOf(operation, manifest, layers);
+    const reflink = link !== "copy" && canReflink(place, files[0]!);
+    const area = link === "hardlink" ? await operation.openLinkArea(signal ? { signal } : {}) : undefined;
     const job: CheckoutJob = {
-      trees,
+      trees: files.map((tree) => ({ ...tree, clones: undefined })),
       layers,
-      link: options.link ?? "auto",
+      cloning: false,
+      reflink,
       root: place.root,
       pool: place.pool,
       sources: area?.directory,
@@ -109,26 +120,70 @@ export async function checkoutImage(
       rights,
       control: new SharedArrayBuffer(CONTROL_SLOTS * BigInt64Array.BYTES_PER_ELEMENT),
     };
-    const results = await crew.run(job, firstTasks(job), options);
+    const trees = reflink && link !== "hardlink" ? await cloneTrees(operation, files, job, crew, signal) : job.trees;
+    makeLayerDirectories(job);
+    const results = await crew.run({ ...job, trees }, firstTasks(job), options);
     throwIfAborted(signal);
     const own = finishRoot(place, job, results, area);
     place.publish();
-    return merge(place.path, job, [...results, own]);
+    const fallbacks = link === "reflink" && !reflink ? ["reflink: not possible between the store and here"] : [];
+    return merge(place.path, job, [...results, { ...own, fallbacks }]);
   } catch (error) {
     throw explainWriteError(error, `Cannot check out to ${target}`);
   }
 }
 
-function treesOf(operation: StoreOperation, manifest: ManifestRecord, layers: boolean): TreeFiles[] {
+function treesOf(operation: StoreOperation, manifest: ManifestRecord, layers: boolean): ImageFiles[] {
   const diffIds = manifest.layers.map(({ diffId }) => diffId);
   if (!layers) return [operation.mergedFiles(diffIds)];
   return diffIds.map((diffId) => operation.layerFiles(operation.getLayer(diffId)));
 }
 
-function firstTasks({ trees, layers, root }: CheckoutJob): DirectoryTask[] {
+/** Whether the store and the checkout can share blocks: tried with one. */
+function canReflink(place: Target, { image }: ImageFiles): boolean {
+  const source = openFile(image);
+  const probe = createFileAt(place.pool, "probe", 0o600);
+  try {
+    shareRange(source, 0, probe, 0, PAYLOAD_ALIGNMENT);
+    return true;
+  } catch (error) {
+    if (NO_REFLINK.has(errnoOf(error) ?? "")) return false;
+    throw error;
+  } finally {
+    closeFile(probe);
+    closeFile(source);
+    unlinkAt(place.pool, "probe");
+  }
+}
+
+/** The trees with their directories of clones, which are made for those that have none. */
+async function cloneTrees(
+  operation: StoreOperation,
+  files: readonly ImageFiles[],
+  job: CheckoutJob,
+  crew: Crew,
+  signal: AbortSignal | undefined,
+): Promise<TreeFiles[]> {
+  const trees: TreeFiles[] = [];
+  const options = signal ? { signal } : {};
+  for (const tree of files) {
+    const fill = async (clones: string) => {
+      const cloning = { ...job, trees: [{ ...tree, clones }], layers: false, cloning: true, sources: undefined };
+      await crew.run(cloning, firstTasks(cloning), options);
+      throwIfAborted(signal);
+    };
+    trees.push({ ...tree, clones: await operation.ensureClones(tree, fill, options) });
+  }
+  return trees;
+}
+
+function makeLayerDirectories({ trees, layers, root }: CheckoutJob): void {
+  if (layers) for (const number of trees.keys()) makeDirectoryAt(root, String(number));
+}
+
+function firstTasks({ trees, layers }: CheckoutJob): DirectoryTask[] {
   return trees.map(({ image }, tree): DirectoryTask => {
     const path = layers ? String(tree) : "";
-    if (layers) makeDirectoryAt(root, path);
     using source = fileSource(image);
     return { tree, nid: new ErofsReader(source).rootNid, path, inside: "" };
   });

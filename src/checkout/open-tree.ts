@@ -1,9 +1,20 @@
 /** One tree as a thread reads it: metadata by the EROFS reader, content by descriptors of the blobs, opened when first needed. */
 import { hash } from "node:crypto";
-import { ShaleError } from "../errors/index.ts";
+import { errnoOf, ShaleError } from "../errors/index.ts";
 import { type ErofsExtent, type ErofsInode, ErofsReader } from "../formats/erofs/index.ts";
 import { PayloadFinder } from "../formats/payload-table/index.ts";
-import { closeFile, type FileSource, fileSource, openFile, statFile } from "../sys/index.ts";
+import {
+  closeFile,
+  createFileAt,
+  type FileSource,
+  fileSource,
+  openDirectory,
+  openDirectoryBeneath,
+  openFile,
+  openFileAt,
+  statFile,
+} from "../sys/index.ts";
+import { clonePath } from "../store/clones.ts";
 import type { TreeFiles } from "./protocol.ts";
 
 /** An open blob. */
@@ -20,11 +31,14 @@ export class OpenTree implements Disposable {
   readonly #image: FileSource;
   readonly #devices: readonly string[];
   readonly #blobs: (Blob | undefined)[] = [];
+  /** Descriptor of the directory of clones. */
+  readonly clones: number | undefined;
 
-  constructor({ image, devices }: TreeFiles) {
+  constructor({ image, devices, clones }: TreeFiles) {
     this.#image = fileSource(image);
     this.#devices = devices;
     this.reader = new ErofsReader(this.#image);
+    this.clones = clones === undefined ? undefined : openDirectory(clones);
   }
 
   /** `device` as extents count them. */
@@ -65,6 +79,32 @@ export class OpenTree implements Disposable {
 
   [Symbol.dispose](): void {
     for (const blob of this.#blobs) if (blob !== undefined) closeFile(blob.file);
+    if (this.clones !== undefined) closeFile(this.clones);
     this.#image[Symbol.dispose]();
+  }
+}
+
+/** The clone of an inode, for reading; ENOENT. `clones` is the directory. */
+export function openClone(clones: number, nid: number): number {
+  const [group, name] = clonePath(nid).split("/");
+  const parent = openDirectoryBeneath(clones, group!);
+  try {
+    return openFileAt(parent, name!);
+  } finally {
+    closeFile(parent);
+  }
+}
+
+/** A new clone, for writing; undefined when there is one. */
+export function createClone(clones: number, nid: number): number | undefined {
+  const [group, name] = clonePath(nid).split("/");
+  const parent = openDirectoryBeneath(clones, group!);
+  try {
+    return createFileAt(parent, name!, 0o600);
+  } catch (error) {
+    if (errnoOf(error) === "EEXIST") return undefined;
+    throw error;
+  } finally {
+    closeFile(parent);
   }
 }

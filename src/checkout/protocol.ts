@@ -2,7 +2,6 @@
 import type { ByteString } from "../bytes/index.ts";
 import type { serializeError } from "../store/ingest/serialize-error.ts";
 import type { ProcessRights } from "../sys/index.ts";
-import type { LinkMode } from "./index.ts";
 
 /** One tree that is written: the merged one, or a layer's. */
 export interface TreeFiles {
@@ -10,13 +9,18 @@ export interface TreeFiles {
   readonly image: string;
   /** In the order of its device table. */
   readonly devices: readonly string[];
+  /** Directory of the files that this tree's files share all their blocks with, if they do. */
+  readonly clones: string | undefined;
 }
 
 export interface CheckoutJob {
   /** Lowest first. With `layers`, those below a tree say what its implied directories look like. */
   readonly trees: readonly TreeFiles[];
   readonly layers: boolean;
-  readonly link: LinkMode;
+  /** Fill `clones` with the content of the trees instead of writing them. */
+  readonly cloning: boolean;
+  /** Whether blobs, clones and the checkout can share blocks. */
+  readonly reflink: boolean;
   /** Descriptor of the directory that is filled. */
   readonly root: number;
   /** Descriptor of the directory for hard links within the checkout, on the same file system. */

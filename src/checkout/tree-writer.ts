@@ -20,7 +20,7 @@ import { Attributes, attributesOf } from "./attributes.ts";
 import { FileWriter } from "./file-writer.ts";
 import { impliedBy } from "./implied.ts";
 import { Losses, newTally } from "./losses.ts";
-import { OpenTree } from "./open-tree.ts";
+import { createClone, OpenTree } from "./open-tree.ts";
 import {
   BYTES_DONE,
   type CheckoutJob,
@@ -59,6 +59,7 @@ export class TreeWriter implements Disposable {
     const tree = this.#tree(task.tree);
     const { reader } = tree;
     const inode = reader.inode(task.nid);
+    if (this.#job.cloning) return this.#clone(tree, task, inode);
     this.#checkSize(tree, task);
     const directory = openDirectoryBeneath(this.#job.root, task.path);
     try {
@@ -83,6 +84,28 @@ export class TreeWriter implements Disposable {
     } finally {
       closeFile(directory);
     }
+  }
+
+  /** The first pass of a checkout by reflink: contents only, each inode's once, into the directory of clones. */
+  #clone(tree: OpenTree, task: DirectoryTask, directory: ErofsInode): DirectoryTask[] {
+    this.#checkSize(tree, task);
+    this.#tally.directories++;
+    const children: DirectoryTask[] = [];
+    for (const { name, nid } of tree.reader.directory(directory)) {
+      this.#files.throwIfStopped();
+      const inode = tree.reader.inode(nid);
+      const type = inode.mode & FileType.MASK;
+      if (type === FileType.DIRECTORY) children.push({ ...task, nid, path: `${task.path}/${name}` });
+      if (type !== FileType.REGULAR || inode.size === 0) continue;
+      const file = createClone(tree.clones!, nid);
+      if (file === undefined) continue; // another name of the same inode
+      try {
+        this.#files.writeContent(tree, file, inode);
+      } finally {
+        closeFile(file);
+      }
+    }
+    return children;
   }
 
   /** Closes what it has open. */

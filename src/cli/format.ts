@@ -117,6 +117,7 @@ export const GLYPHS = {
   blobs: { unicode: "█", ascii: "#" },
   metadata: { unicode: "▓", ascii: "+" },
   merged: { unicode: "▒", ascii: "=" },
+  links: { unicode: "▚", ascii: "o" },
   other: { unicode: "▞", ascii: "x" },
 } as const;
 

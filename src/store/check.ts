@@ -12,11 +12,12 @@ import { ShaleError } from "../errors/index.ts";
 import { verifySuperblock } from "../formats/erofs/index.ts";
 import { decodePayloads } from "../formats/payload-table/index.ts";
 import { type DiffId, type Digest, digestAlgorithm, digestOf } from "../oci/index.ts";
-import { type FileSource, fileSource, rename } from "../sys/index.ts";
+import { type FileSource, fileSource, rename, unlink } from "../sys/index.ts";
 import type { StoreContext } from "./context.ts";
 import { isDamage, problemOf } from "./damage.ts";
 import { type LayerRecord, layerFromRow } from "./layers.ts";
 import { currentEpoch, type Lease, unknownFiles } from "./leases.ts";
+import { checkedLinks } from "./links.ts";
 import { blobsOfLayer, forEachExtent } from "./liveness.ts";
 import { openTar } from "./trees.ts";
 
@@ -29,6 +30,7 @@ export type Finding =
   | { readonly kind: "index row"; readonly digest: string; readonly problem: string }
   | { readonly kind: "document"; readonly digest: Digest; readonly problem: string }
   | { readonly kind: "image"; readonly name: string; readonly problem: string }
+  | { readonly kind: "link source"; readonly path: string; readonly problem: string }
   | { readonly kind: "stray file"; readonly path: string; readonly problem: string };
 
 export interface CheckReport {
@@ -99,6 +101,15 @@ class Checker {
     this.#checkDocuments();
     this.#checkImages();
     this.#checkStrayFiles();
+    if (!this.#options.quick) await this.#checkLinks();
+  }
+
+  async #checkLinks(): Promise<void> {
+    for (const { path, links, size, sound } of checkedLinks(this.#context)) {
+      const sharers = links === 1 ? "no checkout has it" : `${links - 1} names in checkouts have what was written`;
+      if (!sound) this.#findings.push({ kind: "link source", path, problem: `it was written to; ${sharers}` });
+      await this.#breathe(size);
+    }
   }
 
   async #breathe(bytes: number): Promise<void> {
@@ -371,6 +382,7 @@ export function quarantineDamage(context: StoreContext, report: CheckReport): Di
         case "document":
         case "image":
         case "stray file":
+        case "link source":
           break;
       }
     }
@@ -384,6 +396,7 @@ export function quarantineDamage(context: StoreContext, report: CheckReport): Di
     }
   });
   for (const finding of report.findings) {
+    if (finding.kind === "link source") unlink(finding.path); // checkouts keep their names of it
     if (finding.kind !== "stray file") continue;
     rename(finding.path, join(layout.quarantine, finding.path.slice(layout.root.length + 1).replace("/", "-")));
   }

@@ -28,16 +28,27 @@ import {
   tryLock,
   unlink,
 } from "../sys/index.ts";
+import { freeClones } from "./clones.ts";
 import type { StoreContext } from "./context.ts";
 import { unlessDamaged } from "./damage.ts";
 import { staleDownloads } from "./downloads.ts";
 import { indexPayload, unindexBlobs, unindexChunks } from "./layers.ts";
 import { currentEpoch, type Lease, livingLeases, recoverStaging } from "./leases.ts";
+import { freeLinks } from "./links.ts";
 import { type BlobUsers, deadRanges, findBlobUsers, forEachExtent } from "./liveness.ts";
 import { snapshotRoots } from "./snapshots.ts";
 
 export interface GarbageItem {
-  readonly kind: "layer" | "merged image" | "blob" | "blob ranges" | "download" | "staging" | "export";
+  readonly kind:
+    | "layer"
+    | "merged image"
+    | "blob"
+    | "blob ranges"
+    | "download"
+    | "staging"
+    | "export"
+    | "link sources"
+    | "clones";
   readonly id: string;
   /** Bytes on disk that go; for a layer its metadata (its blob is an item of its own). */
   readonly size: number;
@@ -168,6 +179,7 @@ function collect(context: StoreContext, lease: Lease, now: number, signal: Abort
   // A blob may be referred to by an operation that found it before and has not committed: as for layers, but blobs
   // have no epoch of their own, so all of them wait while anything old is under way.
   if (oldestEpoch >= epoch) freeBlobs(context, items, postponed, signal);
+  items.push(...freeForCheckouts(context, { dryRun: false, signal }));
   return { items, freed: items.reduce((sum, item) => sum + item.size, 0), postponed };
 }
 
@@ -369,6 +381,27 @@ function allocatedBelow(path: string): number {
   return findFile(path)?.allocated ?? 0;
 }
 
+/** What checkouts left that shared it: files that no checkout has any more, and those made for images that are gone. */
+function freeForCheckouts(
+  context: StoreContext,
+  options: {
+    readonly dryRun: boolean;
+    readonly dying?: ReadonlySet<string>;
+    readonly signal?: AbortSignal | undefined;
+  },
+): GarbageItem[] {
+  const links = freeLinks(context, options);
+  const clones = freeClones(context, options);
+  const items: GarbageItem[] = [];
+  if (links.count > 0) {
+    items.push({ kind: "link sources", id: `${links.count} files`, size: links.bytes, why: "no checkout has them" });
+  }
+  if (clones.count > 0) {
+    items.push({ kind: "clones", id: `${clones.count} images`, size: clones.bytes, why: "their images are gone" });
+  }
+  return items;
+}
+
 /** What `collect` would do now, by the same rules, changing nothing. */
 function dryRun(context: StoreContext, lease: Lease, now: number): GarbageReport {
   const { layout, database } = context;
@@ -402,8 +435,10 @@ function dryRun(context: StoreContext, lease: Lease, now: number): GarbageReport
     if ((row.condemned === null ? epoch : Number(row.condemned)) > upTo || inUse(path)) continue;
     const why = "no image has this chain";
     items.push({ kind: "merged image", id: String(row.chain_id), size: allocatedBelow(path), why });
+    freed.add(id);
   }
   if (oldestEpoch >= epoch) foreseeBlobs(context, freed, items, postponed);
+  items.push(...freeForCheckouts(context, { dryRun: true, dying: freed }));
   return { items, freed: items.reduce((sum, item) => sum + item.size, 0), postponed };
 }
 

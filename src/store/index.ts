@@ -23,6 +23,7 @@ import { type CheckOptions, type CheckReport, checkSize, checkStore, quarantineD
 import type { StoreContext } from "./context.ts";
 import { Database } from "./database.ts";
 import { Download } from "./downloads.ts";
+import { ensureClones } from "./clones.ts";
 import * as encodings from "./encodings.ts";
 import { collectGarbage, type GarbageReport } from "./garbage.ts";
 import * as images from "./images.ts";
@@ -52,6 +53,7 @@ import {
 import { measureUsage, type Usage } from "./usage.ts";
 
 export type { CheckOptions, CheckReport, Finding } from "./check.ts";
+export { clonePath } from "./clones.ts";
 export type { Download } from "./downloads.ts";
 export type { Encoding } from "./encodings.ts";
 export type { GarbageItem, GarbageReport } from "./garbage.ts";
@@ -403,6 +405,18 @@ export class StoreOperation implements Disposable {
   /** Where checkouts keep what they share by hard link; waits while another process cleans up after a crash. */
   openLinkArea(options: { readonly signal?: AbortSignal } = {}): Promise<LinkArea> {
     return openLinkArea(this.#context, this.#lease, options);
+  }
+
+  /**
+   * The directory of files that checkouts of an image share blocks with (`clonePath`), `fill`ed unless it is there already; waits
+   * while another process does so. It stays for as long as the image.
+   */
+  ensureClones(
+    files: ImageFiles,
+    fill: (directory: string) => Promise<void>,
+    options: { readonly signal?: AbortSignal } = {},
+  ): Promise<string> {
+    return ensureClones(this.#context, files.image, fill, options);
   }
 
   /** ROOT, absolute. */

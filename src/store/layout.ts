@@ -51,6 +51,10 @@ export class Layout {
   get links(): string {
     return join(this.root, "links");
   }
+  /** Files that checkouts share blocks with. */
+  get clones(): string {
+    return join(this.root, "clones");
+  }
   get linksLock(): string {
     return join(this.root, "links.lock");
   }
@@ -110,6 +114,7 @@ export class Layout {
       this.quarantine,
       this.mounts,
       this.links,
+      this.clones,
       this.snapshots,
     ];
   }

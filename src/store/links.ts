@@ -161,8 +161,8 @@ export function freeLinks(
   return { count, bytes };
 }
 
-/** Sources that are not what their names say: somebody has written to a checkout that shares them. Reads them all. */
-export function* findDamagedLinks({ layout }: StoreContext): Generator<{
+/** All sources, each read and compared with its name: one that is not sound was written to through a checkout. */
+export function* checkedLinks({ layout }: StoreContext): Generator<{
   readonly path: string;
   readonly links: number;
   readonly size: number;

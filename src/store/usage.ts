@@ -17,9 +17,11 @@ import {
   list,
   openFile,
 } from "../sys/index.ts";
+import { measureClones } from "./clones.ts";
 import type { StoreContext } from "./context.ts";
 import { listImages, manifestsOf } from "./images.ts";
 import { type LayerRecord, layerFromRow } from "./layers.ts";
+import { type LinkUsage, measureLinks } from "./links.ts";
 import { forEachExtent } from "./liveness.ts";
 
 /** Bytes of one image or layer, in blocks on disk but for `apparent`. `stored` = `unique` + `shared`. */
@@ -56,6 +58,10 @@ export interface Usage {
   readonly merged: number;
   readonly database: number;
   readonly downloads: number;
+  /** Shared with checkouts by hard link. */
+  readonly links: LinkUsage;
+  /** Shared with checkouts, and mostly with blobs, by reflink: blocks that are shared count here too, and are not in `stored`. */
+  readonly clones: { readonly count: number; readonly bytes: number };
   readonly stored: number;
   /** `layersApparent` minus payload bytes kept: what finding equal files and holes saves. */
   readonly savedByDeduplication: number;
@@ -140,6 +146,7 @@ export function measureUsage(context: StoreContext): Usage {
     (sum, end) => sum + (findFile(layout.database + end)?.allocated ?? 0),
     0,
   );
+  const links = measureLinks(context);
   const kept = layers.reduce((sum, layer) => sum + layer.inlineBytes, 0) + blobBytes;
   return {
     images: imageUsage,
@@ -151,7 +158,9 @@ export function measureUsage(context: StoreContext): Usage {
     merged,
     database: databaseBytes,
     downloads,
-    stored: blobBytes + metadata + merged + databaseBytes + downloads,
+    links,
+    clones: measureClones(context),
+    stored: blobBytes + metadata + merged + databaseBytes + downloads + links.bytes,
     savedByDeduplication: Math.max(0, layersApparent - kept),
     fileSystem: fileSystemStatus(layout.root),
   };

@@ -100,6 +100,7 @@ const KINDS: readonly Finding["kind"][] = [
   "document",
   "merged image",
   "index row",
+  "link source",
   "stray file",
 ];
 /** Findings of a kind that are shown; --json has all. */
@@ -141,6 +142,7 @@ function subjectOf(finding: Finding): string {
       return finding.digest;
     case "merged image":
       return finding.id;
+    case "link source":
     case "stray file":
       return finding.path;
   }

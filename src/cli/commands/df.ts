@@ -29,9 +29,13 @@ store, what unpacked images and layers would take, and what deduplication saved.
     const exports = new ExportCache(store).list().reduce((sum, { allocated }) => sum + allocated, 0);
     await emit(context, { ...usage, exports }, (value, output) => {
       const text = formatUsage(value, { layers: context.values.layers, output });
+      const clones =
+        value.clones.bytes === 0
+          ? ""
+          : `${formatBytes(value.clones.bytes)} in clones for checkouts, blocks shared with blobs included\n`;
       return exports === 0
-        ? text
-        : `${text}\n${formatBytes(exports)} in cached exports, blocks shared with the store included\n`;
+        ? `${text}${clones}`
+        : `${text}${clones}\n${formatBytes(exports)} in cached exports, blocks shared with the store included\n`;
     });
     return undefined;
   },
@@ -100,6 +104,9 @@ function formatTotals(usage: Usage, output: Pick<Output, "columns" | "unicode">)
     { name: "file contents", key: "blobs", size: usage.blobs, glyph: GLYPHS.blobs },
     { name: "metadata of layers", key: "metadata", size: usage.metadata, glyph: GLYPHS.metadata },
     { name: "merged images", key: "merged", size: usage.merged, glyph: GLYPHS.merged },
+    ...(usage.links.bytes === 0
+      ? []
+      : [{ name: "shared with checkouts", key: "links", size: usage.links.bytes, glyph: GLYPHS.links } as const]),
     { name: "database and downloads", key: "other", size: usage.database + usage.downloads, glyph: GLYPHS.other },
   ];
   const { available, size } = usage.fileSystem;

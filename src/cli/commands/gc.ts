@@ -63,6 +63,7 @@ export function formatCollection(report: GarbageReport, elapsedMs: number): stri
 }
 
 function kindCount(kind: string, count: number): string {
+  if (kind === "link sources" || kind === "clones") return `${kind} without use`;
   if (kind === "blob ranges") return `ranges of ${countOf(count, "blob")}`;
   if (kind === "staging") return countOf(count, "abandoned ingest");
   return countOf(count, kind);

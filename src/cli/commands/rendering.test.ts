@@ -318,6 +318,8 @@ describe("formatUsage()", () => {
     merged: 50,
     database: 40,
     downloads: 10,
+    links: { count: 0, bytes: 0, unusedBytes: 0 },
+    clones: { count: 0, bytes: 0 },
     stored: 1000,
     savedByDeduplication: 1000,
     fileSystem: { type: 0xef53, blockSize: 4096, size: 1_000_000, available: 500_000, freeInodes: 1 },
