@@ -94,7 +94,10 @@ const MODULES: Readonly<Record<string, Rule>> = {
     packages: ["node:http", "node:net", "node:crypto", "node:stream", "node:zlib"],
   },
   images: {
-    modules: [...BASE, ...ALL_FORMATS, "formats/toc", "oci", "sys", "registry", "archives", "server", "store"],
+    modules: [
+      ...[...BASE, ...ALL_FORMATS, "formats/toc", "formats/zstd-chunked", "formats/estargz"],
+      ...["oci", "sys", "registry", "archives", "server", "store"],
+    ],
     packages: ["node:path", "node:os", "node:crypto", "node:worker_threads", "node:stream"],
   },
   export: {
@@ -180,12 +183,15 @@ const PUBLIC_FILES: Readonly<Record<string, string>> = {
   "images/diff.ts": "diff, demo",
   "images/repair.ts": "check",
   "images/save.ts": "save",
+  "images/convert.ts": "convert",
   "images/load.ts": "load",
   "images/serve.ts": "serve",
   // checkpoint/ too: reading archives, and each thing that is done with them.
   "checkpoint/archive/index.ts": "all that read archives",
   "checkpoint/show/index.ts": "checkpoint show, checkpoint ls",
   "checkpoint/transport/index.ts": "checkpoint push, checkpoint pull",
+  "checkpoint/vault/index.ts": "checkpoint import, checkpoint export, checkpoint list",
+  "images/layer-tar.ts": "checkpoint export",
   "images/partial-file.ts": "checkpoint pull, checkpoint export",
   "checkpoint/write.ts": "checkpoint write, checkpoint save",
   "checkpoint/restore.ts": "checkpoint restore",

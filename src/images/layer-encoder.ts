@@ -16,10 +16,13 @@ export type LayerEncoding = "none" | "zstd";
 
 /** A layer as a manifest names it. */
 export interface EncodedLayer {
+  /** Of the tar inside: the layer's own, except where a form adds to the tar (eStargz). */
   readonly diffId: DiffId;
   readonly digest: Digest;
   readonly size: number;
   readonly mediaType: string;
+  /** Of its descriptor. */
+  readonly annotations?: Readonly<Record<string, string>>;
 }
 
 /** Layers compressed at a time only to learn their digests: each takes a thread of the pool and a share of the main one. */

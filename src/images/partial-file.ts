@@ -91,6 +91,20 @@ export class PartialFile implements Disposable {
     this.#started = this.#size;
   }
 
+  /** Writes over bytes that are there. */
+  patch(offset: number, bytes: Uint8Array): void {
+    if (offset + bytes.length > this.#size) throw new RangeError(`patch at ${offset} of ${this.#size}`);
+    writeAt(this.#fd, bytes, offset);
+  }
+
+  /** Takes back what was written behind byte `size`. */
+  cut(size: number): void {
+    if (size > this.#size) throw new RangeError(`cut at ${size} of ${this.#size}`);
+    truncate(this.#fd, size);
+    this.#size = size;
+    this.#started = Math.min(this.#started, size);
+  }
+
   /** Gives the file its name, in place of what had it. When this returns, it survives a power cut. */
   publish(): void {
     try {

@@ -1,14 +1,16 @@
 /**
  * Manifests for layers that leave the store in another form than they came in.
  *
- * The config's bytes stay, and with them the image id and the diffIDs. Annotations of manifest and index stay. Those of
+ * The config's bytes stay, and with them the image id and the diffIDs, except where a layer's tar changed (eStargz): then the
+ * new diffIDs take the place of the old ones, and nothing else of the config changes. Annotations of manifest and index stay. Those of
  * layers go: they describe the blob that is replaced (the TOC of an eStargz or zstd:chunked layer, say). A manifest or
  * index whose every reference stays valid is kept byte for byte, with its digest and signatures.
  * Deterministic: the same image in the same encoding gives the same bytes.
  */
 import {
   type Descriptor,
-  type Digest,
+  type DiffId,
+  decodeImageConfig,
   decodeManifest,
   digestOf,
   encodePlatform,
@@ -33,7 +35,7 @@ type Annotations = Readonly<Record<string, string>>;
 /** An OCI image manifest. */
 export function encodeManifest(
   config: Document,
-  layers: readonly { readonly digest: Digest; readonly size: number; readonly mediaType: string }[],
+  layers: readonly Omit<EncodedLayer, "diffId">[],
   annotations: Annotations = {},
 ): Document {
   const manifest = {
@@ -41,7 +43,9 @@ export function encodeManifest(
     mediaType: MediaType.OCI_MANIFEST,
     // Docker's config is the same JSON; in an OCI manifest its OCI name is what readers take for an image.
     config: { mediaType: MediaType.OCI_CONFIG, digest: config.digest, size: config.bytes.length },
-    layers: layers.map(({ digest, size, mediaType }) => ({ mediaType, digest, size })),
+    layers: layers.map(({ digest, size, mediaType, annotations: own = {} }) => {
+      return { mediaType, digest, size, ...optional(own) };
+    }),
     ...optional(annotations),
   };
   return documentOf(MediaType.OCI_MANIFEST, manifest);
@@ -54,12 +58,24 @@ export function exportManifest(
   layers: readonly EncodedLayer[],
 ): ExportedManifest {
   const original = store.getDocument(record.digest);
-  const config = store.getDocument(record.config);
+  const config = withDiffIds(
+    store.getDocument(record.config),
+    layers.map(({ diffId }) => diffId),
+  );
   const { platform } = store.getConfig(record);
   const unchanged = layers.every((layer, position) => layer.digest === record.layers[position]!.digest);
   if (unchanged) return { record, manifest: original, config, platform, layers };
   const { annotations } = decodeManifest(original.bytes, original.mediaType);
   return { record, manifest: encodeManifest(config, layers, annotations), config, platform, layers };
+}
+
+/** The config with these diffIDs: the same document when they are its own. */
+function withDiffIds(config: Document, diffIds: readonly DiffId[]): Document {
+  const { diffIds: own } = decodeImageConfig(config.bytes);
+  if (own.length === diffIds.length && own.every((diffId, position) => diffId === diffIds[position])) return config;
+  const value: { rootfs: { diff_ids: readonly DiffId[] } } = JSON.parse(Buffer.from(config.bytes).toString("utf8"));
+  value.rootfs.diff_ids = diffIds;
+  return documentOf(config.mediaType, value);
 }
 
 /** The index that leads to `manifests`: some or all of those of `image`, whose target is an index. */
