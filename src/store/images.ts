@@ -212,7 +212,7 @@ function addManifest(context: StoreContext, record: ManifestRecord, source: stri
         `INSERT INTO manifest_layers
            (manifest, position, diff_id, digest, media_type, size, content_bytes, stored_bytes)
            SELECT ?1, ?2, ?3, ?4, ?5, ?6, content_bytes, own_bytes + metadata_bytes
-             FROM layers WHERE diff_id = ?3 AND condemned IS NULL AND damage IS NULL`,
+             FROM layers WHERE diff_id = ?3 AND condemned IS NULL AND damage IS NULL ORDER BY form DESC LIMIT 1`,
         record.digest,
         position,
         diffId,

@@ -31,7 +31,7 @@ export interface Process {
 export interface ProcessTree {
   /** Parents before their children, siblings by pid. */
   readonly processes: readonly Process[];
-  /** As GOARCH has it; undefined where no core image was seen. */
+  /** As GOARCH has it; undefined where no core image was seen, or of no machine that we know. */
   readonly architecture: string | undefined;
   readonly hostname: ByteString | undefined;
   /** Version of the image format: 1 or 2. */
@@ -116,7 +116,7 @@ export class ProcessTreeReader {
     const machine = [...this.#cores.values()].find((core) => core.machine !== undefined)?.machine;
     return {
       processes,
-      architecture: machine === undefined ? undefined : (MACHINES[machine] ?? `machine ${machine}`),
+      architecture: machine === undefined ? undefined : MACHINES[machine],
       hostname: this.#hostname,
       imageVersion: this.#imageVersion,
     };
