@@ -174,7 +174,8 @@ async function metadataMembers(
   opened: AsyncDisposableStack,
   signal: AbortSignal | undefined,
 ): Promise<Member[]> {
-  if (findFile(path)?.kind === "directory") return directoryMembers(opened.use(new Tree(path, "the metadata")));
+  if (findFile(path)?.kind === "directory")
+    return directoryMembers(opened.use(new Tree(path, "the metadata")), replaced);
   const archive: CheckpointArchive = opened.use(await openMetadata(path, signal));
   const members = await archiveMembers(archive, replaced);
   if (!members.some(({ section }) => section.kind === "images" || section.kind === "pre-images")) throw noImages(path);

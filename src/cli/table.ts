@@ -50,6 +50,11 @@ export const COMMANDS: readonly CommandEntry[] = [
   { name: "verify", group: EXPORTS, load: async () => (await import("./commands/verify.ts")).verify },
   { name: "daemon", group: CONTAINERD, load: async () => (await import("./commands/daemon.ts")).daemon },
   {
+    name: "checkpoint save",
+    group: CHECKPOINTS,
+    load: async () => (await import("./commands/checkpoint/save.ts")).checkpointSave,
+  },
+  {
     name: "checkpoint write",
     group: CHECKPOINTS,
     load: async () => (await import("./commands/checkpoint/write.ts")).checkpointWrite,

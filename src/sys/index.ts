@@ -22,6 +22,7 @@ export {
   recordDatabaseCommit,
   recordEffects,
 } from "./effects.ts";
+export * from "./fifo.ts";
 export * from "./file-source.ts";
 export * from "./files.ts";
 export * from "./filter.ts";

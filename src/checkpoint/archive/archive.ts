@@ -157,6 +157,11 @@ async function* readNested(
   }
 }
 
+/** The entries of a tar that is a plain file of its own, of `size` bytes; the descriptor stays the caller's. */
+export function readTarFile(fd: number, size: number, section: Section): AsyncGenerator<ArchiveEntry, void, undefined> {
+  return readNested(new FileInput(fd, 0, size), section, undefined, undefined);
+}
+
 class EntryContent implements Content {
   readonly #reader: TarReader;
   readonly #input: ArchiveInput;

@@ -17,12 +17,13 @@
  * }
  * ```
  */
-export type {
-  ArchiveEntry,
-  ArchiveMember,
-  ArchiveObserver,
-  Content,
-  NestedTar,
+export {
+  type ArchiveEntry,
+  type ArchiveMember,
+  type ArchiveObserver,
+  type Content,
+  type NestedTar,
+  readTarFile,
 } from "./archive.ts";
 export type { ArchiveCompression } from "./compression.ts";
 export { type Dialect, DialectDetector } from "./dialect.ts";

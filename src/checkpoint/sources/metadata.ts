@@ -4,8 +4,16 @@
  */
 import { type ByteString, displayBytes } from "../../bytes/index.ts";
 import { ShaleError } from "../../errors/index.ts";
-import { type CheckpointArchive, isNested, MEMBER, openArchive, type Section, sectionOf } from "../archive/index.ts";
-import type { Member, NestedMember, PlainMember } from "../layout/plan.ts";
+import {
+  type CheckpointArchive,
+  isNested,
+  MEMBER,
+  openArchive,
+  readTarFile,
+  type Section,
+  sectionOf,
+} from "../archive/index.ts";
+import type { Member, NestedMember } from "../layout/plan.ts";
 import type { EntrySource, FileContent, SourceEntry } from "./entry.ts";
 import { headerOf, type Tree, type TreeFile } from "./tree.ts";
 
@@ -18,8 +26,8 @@ const INVENTORY = "inventory.img";
  * Members from a directory: what the format has a name for. All else stays where it is: a bundle also has sockets, the mounts
  * of a running container and its secrets. A directory of CRIU images becomes checkpoint/.
  */
-export function directoryMembers(tree: Tree): PlainMember[] {
-  const members: PlainMember[] = [];
+export function directoryMembers(tree: Tree, replaced: (section: Section) => boolean): Member[] {
+  const members: Member[] = [];
   let prefix: ByteString | undefined;
   for (const { directory, files } of tree.walk()) {
     if (directory.path === "" && files.some(({ path }) => path === INVENTORY)) {
@@ -29,6 +37,11 @@ export function directoryMembers(tree: Tree): PlainMember[] {
     for (const file of files) {
       const path = prefix === undefined ? file.path : `${prefix}/${file.path}`;
       const section = sectionOf(path);
+      if (replaced(section)) continue;
+      if (isNested(section.kind) && section.kind !== "rootfs" && file.type === "file") {
+        members.push({ section, path, source: tarFileSource(tree, file, section) });
+        continue;
+      }
       if (!isMetadata(section, file)) continue;
       const header = { ...headerOf(file), path };
       const entry: SourceEntry =
@@ -78,6 +91,24 @@ export async function archiveMembers(
     if (members.length > MEMBERS_MAX) throw tooMany(archive.name);
   }
   return members;
+}
+
+/** The entries of a tar that an engine left in a directory; what its contents are read from is opened for each. */
+function tarFileSource(tree: Tree, file: TreeFile, section: Section): EntrySource {
+  const content = tree.content(file);
+  if (content instanceof Uint8Array) throw new RangeError("content of a tree in memory");
+  return {
+    async *entries() {
+      using tar = content.open();
+      for await (const { path, entry, content: inner } of readTarFile(tar.fd, file.status.size, section)) {
+        const place = inner.place();
+        if (entry.segments !== undefined) throw sparseMember(path, `${tree.path}/${displayBytes(file.path)}`);
+        const header = { ...entry, path: path === "" ? "." : path };
+        if (place === undefined || entry.size === 0) yield { header };
+        else yield { header, content: { open: () => ({ ...content.open(), offset: place.offset, sparse: true }) } };
+      }
+    },
+  };
 }
 
 /** The entries of a nested tar, found again for each pass. */
