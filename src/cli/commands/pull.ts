@@ -1,4 +1,5 @@
 import { displayName } from "../../images/find.ts";
+import type { PullOutlook } from "../../images/forecast.ts";
 import type { PullResult } from "../../images/pull.ts";
 import { defineCommand } from "../command.ts";
 import { countOf, formatBytes, formatCount, formatDuration, shortDigest } from "../format.ts";
@@ -16,6 +17,9 @@ layout (oci:DIR:tag) or a docker archive (docker-archive:FILE). Every layer is v
 pass; a layer that is already stored is not fetched, and a file that is already stored is not stored again. An
 interrupted download goes on where it stopped. When the command has ended, the image is complete and durable.
 
+Of a layer in zstd:chunked form, only the chunks that the store does not have are fetched (docs/partial.md). With
+--dry-run nothing else is fetched than its table of contents, and what a pull would do is printed.
+
 Credentials are read from the docker configuration, including its credential helpers; mirrors from hosts.toml files as
 containerd reads them.
 `,
@@ -30,6 +34,7 @@ containerd reads them.
     platform: PLATFORM,
     "all-platforms": { type: "flag", help: "Fetch every platform of a multi-platform image" },
     ...REGISTRY,
+    "dry-run": { type: "flag", help: "Only tell what would be fetched" },
     jobs: {
       type: "number",
       short: "j",
@@ -47,6 +52,7 @@ containerd reads them.
     },
     { command: "shale pull --tls-verify=false localhost:5000/app:dev", help: "A registry without TLS" },
     { command: "shale pull oci:./layout:v1", help: "From an OCI layout on disk" },
+    { command: "shale pull --dry-run registry.example/app:2", help: "How much of the image is missing" },
   ],
   async run(context) {
     const { values, log, progress, signal } = context;
@@ -64,6 +70,7 @@ containerd reads them.
     });
     await using store = await openStore(context, { create: true });
     const images: PulledImage[] = [];
+    const outlooks: PullOutlook[] = [];
     try {
       for (const source of sources) {
         const startMs = performance.now();
@@ -73,20 +80,28 @@ containerd reads them.
           signal,
           ...(spool === undefined ? {} : { spoolDirectory: spool.path }),
         });
-        const result = await pullImage(store, origin, {
+        const options = {
           signal,
           progress,
           allPlatforms: values["all-platforms"],
           ...(platform === undefined ? {} : { platform }),
           ...(values.jobs === undefined ? {} : { jobs: values.jobs }),
-        });
+        };
+        if (values["dry-run"]) {
+          const { forecastPull } = await import("../../images/forecast.ts");
+          const outlook = await forecastPull(store, origin, options);
+          outlooks.push(outlook);
+          if (!context.json) await context.stdout.write(`${formatOutlook(outlook)}\n`);
+          continue;
+        }
+        const result = await pullImage(store, origin, options);
         const image = describePull(result, performance.now() - startMs);
         images.push(image);
         if (!context.json) await context.stdout.write(`${formatPull(image)}\n`);
       }
     } finally {
       // Also what was pulled before one failed: it is there.
-      if (context.json) await context.stdout.write(formatJson({ images }));
+      if (context.json) await context.stdout.write(formatJson(values["dry-run"] ? { outlooks } : { images }));
     }
     return undefined;
   },
@@ -103,6 +118,8 @@ export interface PulledImage {
     readonly state: "fetched" | "present" | "shared";
     readonly size: number;
     readonly received: number;
+    /** Where it was put together from parts: bytes of files and chunks that the store had. */
+    readonly reused: number | undefined;
     /** Bytes that this layer added to the store, payloads and metadata; 0 unless it was fetched here. */
     readonly stored: number;
   }[];
@@ -112,12 +129,13 @@ export interface PulledImage {
 }
 
 export function describePull(result: PullResult, elapsedMs: number): PulledImage {
-  const layers = result.layers.map(({ diffId, digest, state, size, received, record }) => ({
+  const layers = result.layers.map(({ diffId, digest, state, size, received, record, parts }) => ({
     diffId,
     digest,
     state,
     size,
     received,
+    reused: parts && parts.referredBytes + parts.copiedBytes,
     stored: state === "fetched" ? record.ownBytes + record.metadataBytes : 0,
   }));
   return {
@@ -137,8 +155,10 @@ export function formatPull(image: PulledImage): string {
   const fetched = count("fetched");
   const shared = count("shared");
   const present = count("present");
+  const inParts = image.layers.filter((layer) => layer.reused !== undefined).length;
+  const how = inParts === 0 ? "" : inParts === fetched ? " in parts" : ` (${inParts} in parts)`;
   const layers = [
-    ...(fetched > 0 || image.layers.length === 0 ? [`${countOf(fetched, "layer")} fetched`] : []),
+    ...(fetched > 0 || image.layers.length === 0 ? [`${countOf(fetched, "layer")} fetched${how}`] : []),
     ...(shared > 0 ? [`${countOf(shared, "layer")} fetched by another pull`] : []),
     ...(present > 0 ? [fetched + shared > 0 ? `${present} already here` : `${allOf(present)} already here`] : []),
   ].join(", ");
@@ -149,4 +169,29 @@ export function formatPull(image: PulledImage): string {
 
 function allOf(count: number): string {
   return count === 1 ? "its layer is" : `all ${formatCount(count)} layers are`;
+}
+
+/** One line a layer and one for all. */
+export function formatOutlook({ name, layers }: PullOutlook): string {
+  const lines = layers.map((layer) => {
+    const { digest, diffId, size, how, why, parts, fetchBytes, requests } = layer;
+    const head = `  ${shortDigest(digest ?? diffId)}  ${formatBytes(size).padStart(8)}  `;
+    if (how === "present") return `${head}already here`;
+    if (how === "whole") return `${head}whole${why === undefined ? "" : `: ${singleLine(why)}`}`;
+    const { referredBytes, referredFiles, copiedBytes, copiedChunks, missingChunks } = parts!.plan;
+    const here = `${formatBytes(referredBytes)} in ${countOf(referredFiles, "file")} and ${formatBytes(copiedBytes)} in ${countOf(copiedChunks, "chunk")} are here`;
+    return `${head}in parts: ${formatBytes(fetchBytes)} in ${countOf(requests, "request")} for ${countOf(missingChunks, "chunk")}; ${here}`;
+  });
+  const sum = (of: (layer: PullOutlook["layers"][number]) => number) =>
+    layers.reduce((total, one) => total + of(one), 0);
+  const missing = layers.filter(({ how }) => how !== "present");
+  const fetch = sum(({ fetchBytes }) => fetchBytes);
+  const saved = missing.reduce((total, one) => total + (one.how === "parts" ? one.size - one.fetchBytes : 0), 0);
+  const requests = sum((layer) => layer.requests);
+  const time = Math.max(0, ...layers.map(({ timeMs }) => timeMs));
+  const total =
+    missing.length === 0
+      ? "nothing to fetch"
+      : `to fetch: ${formatBytes(fetch)} in ${countOf(requests, "request")}, ${formatBytes(saved)} less than the whole; about ${formatDuration(time)}`;
+  return [`${singleLine(displayName(name))}: ${countOf(layers.length, "layer")}`, ...lines, total].join("\n");
 }
