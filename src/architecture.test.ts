@@ -176,6 +176,7 @@ const PUBLIC_FILES: Readonly<Record<string, string>> = {
   // images/ has a door for each operation, so that a command loads what it needs: half of the time of a short one is loading.
   "images/origin.ts": "pull, load, demo, remote layers",
   "images/pull.ts": "pull, load, demo, remote layers",
+  "images/forecast.ts": "pull --dry-run",
   "images/layer-fetcher.ts": "remote layers: one layer of an image at a time",
   "images/find.ts": "all that name an image",
   "images/mount.ts": "mount, umount, gc, demo",
