@@ -285,33 +285,27 @@ export class StoreOperation implements Disposable {
       readonly deduplicate?: boolean;
       /** "archive": the layer is a checkpoint archive, kept in parts; "tree" unless given. */
       readonly form?: LayerForm;
+      /** Where the blob has its TOC, if it has one: it is kept for later pulls of parts. */
+      readonly toc?: TocLocation;
     } = {},
   ): Promise<IngestResult> {
     const { signal, onConsumed, toc, deduplicate = true, form = "tree" } = options;
     return this.#pool.ingest(
       {
         ...this.#lease.stage(),
-      /** Where the blob has its TOC, if it has one: it is kept for later pulls of parts. */
-      readonly toc?: TocLocation;
         database: this.#context.layout.database,
         feed,
         digest: expected.digest,
         diffId: expected.diffId,
         deduplicate,
         form,
+        ...(toc ? { toc } : {}),
         ...(onConsumed ? { onConsumed } : {}),
       },
       signal ? { signal } : {},
     );
   }
 
-        ...(toc ? { toc } : {}),
-  /** Makes sealed layers visible, in one batch. */
-  commitLayers(ingested: readonly IngestResult[]): void {
-    layers.commitLayers(this.#context, ingested);
-  }
-
-  commitImage(image: images.NewImage): void {
   /** Whether there is anything that a layer could share. */
   get hasContent(): boolean {
     return layers.hasLayers(this.#context);
@@ -360,6 +354,12 @@ export class StoreOperation implements Disposable {
     return chunks.reportBadSources(this.#context, bad);
   }
 
+  /** Makes sealed layers visible, in one batch. */
+  commitLayers(ingested: readonly IngestResult[]): void {
+    layers.commitLayers(this.#context, ingested);
+  }
+
+  commitImage(image: images.NewImage): void {
     images.commitImage(this.#context, image);
   }
 

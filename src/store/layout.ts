@@ -78,6 +78,10 @@ export class Layout {
   layerRecipe(id: string): string {
     return join(this.root, "layers", id, "tar.headers");
   }
+  /** Of a layer that was pulled with one. */
+  layerToc(id: string): string {
+    return join(this.root, "layers", id, "toc");
+  }
   mergedImage(id: string): string {
     return join(this.root, "merged", id);
   }
@@ -85,10 +89,6 @@ export class Layout {
     return join(this.root, "snapshots", String(id));
   }
   hostMount(id: number): string {
-  /** Of a layer that was pulled with one. */
-  layerToc(id: string): string {
-    return join(this.root, "layers", id, "toc");
-  }
     return join(this.root, "mounts", String(id));
   }
   lease(id: string): string {
