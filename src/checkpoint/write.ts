@@ -15,7 +15,7 @@ import {
   type Member,
   type PlannedMember,
 } from "./layout/plan.ts";
-import { type SectionSize, writeArchive } from "./layout/writer.ts";
+import { type SectionSize, writeArchive, type WrittenArchive } from "./layout/writer.ts";
 import { LowerLayers } from "./sources/lower.ts";
 import { archiveMembers, directoryMembers, noImages, openMetadata } from "./sources/metadata.ts";
 import { Tree, treeSource } from "./sources/tree.ts";
@@ -64,30 +64,35 @@ const UNIT_MAX = 128 * 1024;
 const ALIGN_FROM = 16 * 1024;
 
 export async function writeCheckpoint(sources: CheckpointSources, options: WriteOptions): Promise<WriteResult> {
-  const { output, compression = "none", signal } = options;
+  const { signal } = options;
   await using opened = new AsyncDisposableStack();
-  const alignment = alignmentOf(options);
-  const { members, marks } = await planMembers(sources, alignment, opened, signal);
-  const index = { writer: options.writer, opaque: marks?.opaque ?? [] };
-  const inKernel = typeof output === "string" && compression === "none";
-  const settings = { alignment, digestData: options.digestData ?? false, inKernel, ...(signal && { signal }) };
-  const result = (written: number, archive: Awaited<ReturnType<typeof writeArchive>>, moved: MovedTotals) => ({
+  const { members, marks } = await planMembers(sources, alignmentOf(options), opened, signal);
+  const { archive, written, moved } = await writeMembers(members, marks?.opaque ?? [], options);
+  return {
     ...{ size: archive.size, written, sections: archive.sections, moved },
     ...{ deleted: marks?.deleted.length ?? 0, notices: noticesOf(sources, marks) },
-  });
+  };
+}
 
-  if (typeof output !== "string") {
-    const { archive, written, moved } = await toSink(compression, output, (to) =>
-      writeArchive(members, index, to, settings),
-    );
-    return result(written, archive, moved);
-  }
+/** Writes planned members; a file gets its name when all of them are in it. `opaque` is for the index. */
+export async function writeMembers(
+  members: readonly PlannedMember[],
+  opaque: readonly string[],
+  options: WriteOptions,
+): Promise<{ readonly archive: WrittenArchive; readonly written: number; readonly moved: MovedTotals }> {
+  const { output, compression = "none", signal } = options;
+  const alignment = alignmentOf(options);
+  const index = { writer: options.writer, opaque };
+  const inKernel = typeof output === "string" && compression === "none";
+  const settings = { alignment, digestData: options.digestData ?? false, inKernel, ...(signal && { signal }) };
+  const write = (to: ArchiveOutput) => writeArchive(members, index, to, settings);
+  if (typeof output !== "string") return await toSink(compression, output, write);
   using file = createNewFile(output);
   if (compression === "none") {
     const to = new FileOutput(file.fd, alignment.unit, signal);
-    const archive = await writeArchive(members, index, to, settings);
+    const archive = await write(to);
     file.publish();
-    return result(archive.size, archive, to.moved);
+    return { archive, written: archive.size, moved: to.moved };
   }
   const { writeAt } = await import("../sys/index.ts");
   let at = 0;
@@ -96,11 +101,9 @@ export async function writeCheckpoint(sources: CheckpointSources, options: Write
     writeAt(file.fd, bytes, at);
     at += bytes.length;
   };
-  const { archive, written, moved } = await toSink(compression, append, (to) =>
-    writeArchive(members, index, to, settings),
-  );
+  const result = await toSink(compression, append, write);
   file.publish();
-  return result(written, archive, moved);
+  return result;
 }
 
 async function toSink<T>(
@@ -183,7 +186,7 @@ async function metadataMembers(
 }
 
 /** Two members of one name would mean different things to different readers. */
-function checkNames(members: readonly PlannedMember[]): void {
+export function checkNames(members: readonly PlannedMember[]): void {
   const names = new Set<string>();
   for (const member of members) {
     const path = isMeasured(member) ? member.header.path : member.entry.header.path;
@@ -199,7 +202,8 @@ function checkVolumeName(name: string): void {
   throw new ShaleError("INVALID_ARGUMENT", `Cannot write volume ${JSON.stringify(name)}: that is no name of a volume`);
 }
 
-function alignmentOf({ output, alignment, alignFrom = ALIGN_FROM }: WriteOptions): Alignment {
+/** INVALID_ARGUMENT for what is no power of two within bounds. */
+export function alignmentOf({ output, alignment, alignFrom = ALIGN_FROM }: WriteOptions): Alignment {
   const unit = alignment ?? (typeof output === "string" ? blockSizeOf(output) : UNIT_MIN);
   if (unit < 512 || unit > UNIT_MAX || (unit & (unit - 1)) !== 0) {
     throw new ShaleError(
