@@ -51,14 +51,14 @@ export interface DirectoryTask {
   readonly inside: ByteString;
 }
 
-export type LossKind = "owner" | "set-id bit" | "xattr" | "device";
+export type LossKind = "owner" | "set-id bit" | "xattr" | "device" | "symlink";
 
 /** Something that a file should have and has not. */
 export interface Loss {
   readonly kind: LossKind;
   /** From the checkout's directory. */
   readonly path: ByteString;
-  /** The name of the xattr, the number of the device, the bit, ... */
+  /** The name of the xattr, the number of the device, ... */
   readonly detail: string;
 }
 

@@ -173,7 +173,7 @@ export class TreeWriter implements Disposable {
     try {
       linkAt(directory, name, pool, key);
     } catch (error) {
-      if (errnoOf(error) === "ENOENT") return; // a device that could not be made
+      if (errnoOf(error) === "ENOENT") return; // a device or symlink that could not be made
       if (errnoOf(error) !== "EEXIST") throw explainLink(error, path);
       unlinkAt(directory, name); // another thread was faster
       this.#linkFromPool(key, directory, name);
@@ -197,14 +197,25 @@ export class TreeWriter implements Disposable {
         this.#files.write(tree, directory, name, inode, wanted, path);
         break;
       case FileType.SYMLINK:
-        makeSymlinkAt(tree.reader.readlink(inode), directory, name);
+        if (!this.#makeSymlink(tree.reader.readlink(inode), directory, name, path)) return;
         this.#attributes.applyAt(directory, name, wanted, path);
         break;
       default:
-        if (this.#makeNode(directory, name, inode, path)) this.#attributes.applyAt(directory, name, wanted, path);
-        else return;
+        if (!this.#makeNode(directory, name, inode, path)) return;
+        this.#attributes.applyAt(directory, name, wanted, path);
     }
     this.#count(inode);
+  }
+
+  #makeSymlink(target: ByteString, directory: number, name: ByteString, path: ByteString): boolean {
+    try {
+      makeSymlinkAt(target, directory, name);
+      return true;
+    } catch (error) {
+      if (errnoOf(error) !== "ENAMETOOLONG") throw error; // XFS takes 1024 bytes, others a block
+      this.#losses.add("symlink", path, `${target.length} bytes`);
+      return false;
+    }
   }
 
   #makeNode(directory: number, name: ByteString, inode: ErofsInode, path: ByteString): boolean {

@@ -116,6 +116,7 @@ const LOST = {
   "set-id bit": "files lost their set-user-ID or set-group-ID bit with their owner",
   xattr: "extended attributes were not written",
   device: "devices were not made",
+  symlink: "symlinks were not made, their targets being longer than the file system takes",
 } as const;
 
 function formatLosses({ losses }: CheckoutResult): string[] {
