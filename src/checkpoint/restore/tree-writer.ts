@@ -60,9 +60,7 @@ const S_IFDIR = 0o040000;
 const NODES = { character: 0o020000, block: 0o060000, fifo: 0o010000 } as const;
 const BLOCK = 4096;
 const SLICE = 256 * 1024 * 1024;
-/** Zeros of this length are left out as a hole where data comes through this process. */
-const HOLE = 16 * 1024;
-const ZEROS = Buffer.alloc(HOLE);
+const ZEROS = Buffer.alloc(BLOCK);
 const OPEN_DIRECTORIES = 32;
 /** Directories are held in memory until their attributes are set. */
 const DIRECTORIES_MAX = 500_000;
@@ -366,22 +364,23 @@ export class TreeWriter implements Disposable {
   }
 }
 
-/** Writes what is not zero, in long enough runs; answers the end of what was written. */
+/** Writes what is not zero, block by block: the file is new, so the rest is a hole. Answers the end of what was written. */
 function writeData(fd: number, at: number, piece: Uint8Array): number {
   const bytes = Buffer.from(piece.buffer, piece.byteOffset, piece.byteLength);
   let end = 0;
   let start = 0;
   const flush = (stop: number) => {
-    if (stop > start) {
-      writeAt(fd, bytes.subarray(start, stop), at + start);
-      end = at + stop;
-    }
+    if (stop <= start) return;
+    writeAt(fd, bytes.subarray(start, stop), at + start);
+    end = at + stop;
   };
-  // Holes begin and end where blocks of the file do.
-  for (let i = (HOLE - (at % HOLE)) % HOLE; i + HOLE <= bytes.length; i += HOLE) {
-    if (bytes[i] !== 0 || bytes.compare(ZEROS, 0, HOLE, i, i + HOLE) !== 0) continue;
-    flush(i);
-    start = i + HOLE;
+  for (let i = 0; i < bytes.length; ) {
+    const stop = Math.min(bytes.length, i + BLOCK - ((at + i) % BLOCK)); // a piece may begin and end inside of a block
+    if (bytes[i] === 0 && bytes.compare(ZEROS, 0, stop - i, i, stop) === 0) {
+      flush(i);
+      start = stop;
+    }
+    i = stop;
   }
   flush(bytes.length);
   return end;
