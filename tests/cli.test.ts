@@ -273,7 +273,7 @@ describe("with two images", () => {
     const planned = await json("gc", "--dry-run");
     assert.ok(
       planned.items.some(
-        (item: { kind: string; why: string }) => item.kind === "layer" && item.why === "no image has it",
+        (item: { kind: string; why: string }) => item.kind === "layer" && item.why === "no image or snapshot has it",
       ),
     );
     assert.match(await shale("gc", "-n"), /would free /);

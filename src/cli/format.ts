@@ -118,6 +118,7 @@ export const GLYPHS = {
   metadata: { unicode: "▓", ascii: "+" },
   merged: { unicode: "▒", ascii: "=" },
   links: { unicode: "▚", ascii: "o" },
+  snapshots: { unicode: "▄", ascii: "s" },
   other: { unicode: "▞", ascii: "x" },
 } as const;
 

@@ -12,13 +12,14 @@ import { ShaleError } from "../errors/index.ts";
 import { verifySuperblock } from "../formats/erofs/index.ts";
 import { decodePayloads } from "../formats/payload-table/index.ts";
 import { type DiffId, type Digest, digestAlgorithm, digestOf } from "../oci/index.ts";
-import { type FileSource, fileSource, rename, unlink } from "../sys/index.ts";
+import { bootId, type FileSource, fileSource, findFile, list, rename, unlink } from "../sys/index.ts";
 import type { StoreContext } from "./context.ts";
 import { isDamage, problemOf } from "./damage.ts";
 import { type LayerRecord, layerFromRow } from "./layers.ts";
 import { currentEpoch, type Lease, unknownFiles } from "./leases.ts";
 import { checkedLinks } from "./links.ts";
 import { blobsOfLayer, forEachExtent } from "./liveness.ts";
+import { listSnapshots } from "./snapshots.ts";
 import { openTar } from "./trees.ts";
 
 const PIECE = 1024 * 1024;
@@ -30,6 +31,7 @@ export type Finding =
   | { readonly kind: "index row"; readonly digest: string; readonly problem: string }
   | { readonly kind: "document"; readonly digest: Digest; readonly problem: string }
   | { readonly kind: "image"; readonly name: string; readonly problem: string }
+  | { readonly kind: "snapshot"; readonly name: string; readonly problem: string }
   | { readonly kind: "link source"; readonly path: string; readonly problem: string }
   | { readonly kind: "stray file"; readonly path: string; readonly problem: string };
 
@@ -100,6 +102,7 @@ class Checker {
     this.#checkIndex();
     this.#checkDocuments();
     this.#checkImages();
+    this.#checkSnapshots();
     this.#checkStrayFiles();
     if (!this.#options.quick) await this.#checkLinks();
   }
@@ -324,8 +327,34 @@ class Checker {
     }
   }
 
+  #checkSnapshots(): void {
+    const { layout, database } = this.#context;
+    const inSight = "SELECT 1 FROM layers WHERE diff_id = ? AND condemned IS NULL AND damage IS NULL";
+    for (const { id, name, kind, diffId, directory, unsyncedSince } of listSnapshots(this.#context)) {
+      let problem: string | undefined;
+      if (diffId !== undefined && database.get(inSight, diffId) === undefined) {
+        problem = `layer ${diffId} is not in the store`;
+      } else if (kind === "committed" && directory) {
+        if (findFile(layout.snapshot(id)) === undefined) problem = "its directory is gone";
+        else if (unsyncedSince !== undefined && unsyncedSince !== bootId()) {
+          problem = "it was committed just before the machine went down, and may lack files";
+        }
+      }
+      if (problem === undefined) continue;
+      // Removed while this looked?
+      if (database.get("SELECT 1 FROM snapshots WHERE id = ?", id) === undefined) continue;
+      this.#findings.push({ kind: "snapshot", name, problem });
+    }
+  }
+
   #checkStrayFiles(): void {
     const { layout, database } = this.#context;
+    // A directory with a number and without a snapshot is what `remove` leaves to the next cleanup.
+    for (const { name } of list(layout.snapshots)) {
+      if (/^[1-9][0-9]*$/.test(name)) continue;
+      const path = join(layout.snapshots, name);
+      this.#findings.push({ kind: "stray file", path, problem: "it is not the directory of a snapshot" });
+    }
     for (const [, path] of unknownFiles(layout, database, this.#lease.id)) {
       this.#findings.push({ kind: "stray file", path, problem: "the database does not know it" });
     }
@@ -381,6 +410,7 @@ export function quarantineDamage(context: StoreContext, report: CheckReport): Di
           break;
         case "document":
         case "image":
+        case "snapshot":
         case "stray file":
         case "link source":
           break;

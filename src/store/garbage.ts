@@ -108,7 +108,7 @@ function findDead(context: StoreContext, living: ReadonlySet<string>): Dead {
     .map(({ id, diffId, damage }) => ({
       id,
       diffId,
-      why: damage === null ? "no image has it" : "damaged and replaced",
+      why: damage === null ? "no image or snapshot has it" : "damaged and replaced",
     }));
   const merged = database
     .all("SELECT id, chain_id FROM merged WHERE condemned IS NULL")
@@ -226,7 +226,7 @@ function freeLayers(context: StoreContext, upTo: number, items: GarbageItem[]): 
       kind: "layer",
       id: String(row.diff_id),
       size,
-      why: row.damage === null ? "no image has it" : "damaged and replaced",
+      why: row.damage === null ? "no image or snapshot has it" : "damaged and replaced",
     });
   }
 }
@@ -241,7 +241,7 @@ function freeMerged(context: StoreContext, upTo: number, items: GarbageItem[]): 
     unlink(path);
     crashPoint("gc:merged-removed");
     database.run("DELETE FROM merged WHERE id = ?", String(row.id));
-    items.push({ kind: "merged image", id: String(row.chain_id), size, why: "no image has this chain" });
+    items.push({ kind: "merged image", id: String(row.chain_id), size, why: "no image or snapshot has this chain" });
   }
 }
 
@@ -426,14 +426,14 @@ function dryRun(context: StoreContext, lease: Lease, now: number): GarbageReport
       continue;
     }
     freed.add(id);
-    items.push({ ...item, why: why ?? (row.damage === null ? "no image has it" : "damaged and replaced") });
+    items.push({ ...item, why: why ?? (row.damage === null ? "no image or snapshot has it" : "damaged and replaced") });
   }
   for (const row of database.all("SELECT id, chain_id, condemned FROM merged")) {
     const id = String(row.id);
     if (row.condemned === null && !dead.merged.includes(id)) continue;
     const path = layout.mergedImage(id);
     if ((row.condemned === null ? epoch : Number(row.condemned)) > upTo || inUse(path)) continue;
-    const why = "no image has this chain";
+    const why = "no image or snapshot has this chain";
     items.push({ kind: "merged image", id: String(row.chain_id), size: allocatedBelow(path), why });
     freed.add(id);
   }

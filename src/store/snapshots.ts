@@ -1,5 +1,6 @@
 /** Snapshots of containerd as rows: what they are, listing them, and what of the store they keep. Changes: snapshot-register.ts. */
 import type { DiffId } from "../oci/index.ts";
+import { diskUsage, findFile } from "../sys/index.ts";
 import type { StoreContext } from "./context.ts";
 import type { Row } from "./database.ts";
 
@@ -96,9 +97,11 @@ export function* listSnapshots(
     conditions.push("s.ref = ?");
     values.push(ref);
   }
-  if (parent === "") conditions.push("s.parent IS NULL");
+  // Few snapshots have one reference, many may have one parent: "+" keeps SQLite from taking the parent's index.
+  const column = ref === undefined ? "s.parent" : "+s.parent";
+  if (parent === "") conditions.push(`${column} IS NULL`);
   else if (parent !== undefined) {
-    conditions.push("s.parent = (SELECT id FROM snapshots WHERE name = ?)");
+    conditions.push(`${column} = (SELECT id FROM snapshots WHERE name = ?)`);
     values.push(parent);
   }
   const query = `${SELECT_SNAPSHOT} WHERE ${conditions.join(" AND ")} ORDER BY s.id LIMIT ${LIST_BATCH}`;
@@ -116,6 +119,17 @@ export function countSnapshots({ database }: StoreContext): Readonly<Record<Snap
     counts[String(row.kind) as SnapshotKind] = Number(row.n);
   }
   return counts;
+}
+
+export interface SnapshotsUsage extends Readonly<Record<SnapshotKind, number>> {
+  /** On disk, of directories: what containers wrote, plain snapshots, and what the next cleanup deletes. */
+  readonly bytes: number;
+}
+
+export function measureSnapshots(context: StoreContext): SnapshotsUsage {
+  const { size } = diskUsage(context.layout.snapshots);
+  const empty = findFile(context.layout.snapshots)?.allocated ?? 0;
+  return { ...countSnapshots(context), bytes: size - empty };
 }
 
 /** Layers that snapshots or their mounts need, and chains whose merged image is mounted: roots of garbage collection. */

@@ -23,6 +23,7 @@ import { listImages, manifestsOf } from "./images.ts";
 import { type LayerRecord, layerFromRow } from "./layers.ts";
 import { type LinkUsage, measureLinks } from "./links.ts";
 import { forEachExtent } from "./liveness.ts";
+import { measureSnapshots, type SnapshotsUsage, snapshotRoots } from "./snapshots.ts";
 
 /** Bytes of one image or layer, in blocks on disk but for `apparent`. `stored` = `unique` + `shared`. */
 export interface UsageNumbers {
@@ -60,6 +61,7 @@ export interface Usage {
   readonly downloads: number;
   /** Shared with checkouts by hard link. */
   readonly links: LinkUsage;
+  readonly snapshots: SnapshotsUsage;
   /** Shared with checkouts, and mostly with blobs, by reflink: blocks that are shared count here too, and are not in `stored`. */
   readonly clones: { readonly count: number; readonly bytes: number };
   readonly stored: number;
@@ -106,16 +108,24 @@ export function measureUsage(context: StoreContext): Usage {
   const blobs = new Map<string, Blob>();
   const stored = { image: images.map(() => 0), layer: layers.map(() => 0) };
   const unique = { image: images.map(() => 0), layer: layers.map(() => 0) };
-  for (const [number, layer] of layers.entries()) claim(context, blobs, layer, number, imagesOfLayer[number]!);
+  const roots = snapshotRoots(context);
+  const held = new Set(roots.diffIds);
+  for (const [number, layer] of layers.entries()) {
+    const owners = imagesOfLayer[number]!;
+    claim(context, blobs, layer, number, ownerOf(owners, held.has(layer.diffId)));
+  }
   settle(context, blobs, layers, images, numberOf, stored, unique);
 
   for (const [number, layer] of layers.entries()) {
     const size = allocated(layout.layerImage(layer.id)) + allocated(layout.layerRecipe(layer.id));
     stored.layer[number]! += size;
     unique.layer[number]! += size;
-    credit(imagesOfLayer[number]!, size, stored.image, unique.image);
+    credit(imagesOfLayer[number]!, held.has(layer.diffId), size, stored.image, unique.image);
   }
-  for (const [owners, size] of mergedImages(context, images)) credit(owners, size, stored.image, unique.image);
+  const mounted = new Set(roots.chainIds);
+  for (const [chain, owners, size] of mergedImages(context, images)) {
+    credit(owners, mounted.has(chain), size, stored.image, unique.image);
+  }
 
   const numbers = (apparent: number, total: number, own: number): UsageNumbers => ({
     apparent,
@@ -147,6 +157,7 @@ export function measureUsage(context: StoreContext): Usage {
     0,
   );
   const links = measureLinks(context);
+  const snapshots = measureSnapshots(context);
   const kept = layers.reduce((sum, layer) => sum + layer.inlineBytes, 0) + blobBytes;
   return {
     images: imageUsage,
@@ -160,23 +171,30 @@ export function measureUsage(context: StoreContext): Usage {
     downloads,
     links,
     clones: measureClones(context),
-    stored: blobBytes + metadata + merged + databaseBytes + downloads + links.bytes,
+    snapshots,
+    stored: blobBytes + metadata + merged + databaseBytes + downloads + links.bytes + snapshots.bytes,
     savedByDeduplication: Math.max(0, layersApparent - kept),
     fileSystem: fileSystemStatus(layout.root),
   };
 }
 
-/** Adds what `owners` (images) share to each of them, and to the unique bytes of a sole one. */
-function credit(owners: readonly number[], size: number, stored: number[], unique: number[]): void {
+/** Adds what `owners` (images) share to each of them, and to the unique bytes of a sole one unless a snapshot holds it too. */
+function credit(owners: readonly number[], held: boolean, size: number, stored: number[], unique: number[]): void {
   for (const image of owners) stored[image]! += size;
-  if (owners.length === 1) unique[owners[0]!]! += size;
+  if (owners.length === 1 && !held) unique[owners[0]!]! += size;
+}
+
+/** The sole image that needs a layer, or MANY also where a snapshot does, or NOBODY. */
+function ownerOf(images: readonly number[], held: boolean): number {
+  if (held) return MANY;
+  return images.length === 0 ? NOBODY : images.length === 1 ? images[0]! : MANY;
 }
 
 /** Each merged image with the numbers of the images that have its chain. */
 function mergedImages(
   { layout, database }: StoreContext,
   images: readonly { readonly name: string }[],
-): (readonly [owners: number[], size: number])[] {
+): (readonly [chain: string, owners: number[], size: number])[] {
   const numbers = new Map(images.map(({ name }, number) => [name, number]));
   const owners = new Map<string, number[]>();
   for (const row of database.all(
@@ -188,7 +206,11 @@ function mergedImages(
   }
   return database
     .all("SELECT id, chain_id FROM merged WHERE condemned IS NULL")
-    .map((row) => [owners.get(String(row.chain_id)) ?? [], allocated(layout.mergedImage(String(row.id)))]);
+    .map((row) => [
+      String(row.chain_id),
+      owners.get(String(row.chain_id)) ?? [],
+      allocated(layout.mergedImage(String(row.id))),
+    ]);
 }
 
 function claim(
@@ -196,9 +218,8 @@ function claim(
   blobs: Map<string, Blob>,
   layer: LayerRecord,
   number: number,
-  images: readonly number[],
+  image: number,
 ): void {
-  const image = images.length === 0 ? NOBODY : images.length === 1 ? images[0]! : MANY;
   const share = (piece: Piece) => {
     if (piece.image === NOBODY) piece.image = image;
     else if (image !== NOBODY && piece.image !== image) piece.image = MANY;

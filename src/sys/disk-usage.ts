@@ -32,6 +32,15 @@ export function* diskUsageSteps(directory: string): Generator<void, DiskUsage> {
   return sum;
 }
 
+/** All steps of {@link diskUsageSteps} at once. */
+export function diskUsage(directory: string): DiskUsage {
+  const steps = diskUsageSteps(directory);
+  for (;;) {
+    const step = steps.next();
+    if (step.done === true) return step.value;
+  }
+}
+
 function* walk(
   directory: Buffer,
   sum: { size: number; inodes: number },

@@ -1,13 +1,13 @@
 import { displayName } from "../../images/find.ts";
-import type { RepairedLayer } from "../../images/repair.ts";
-import type { CheckReport, Finding, Store } from "../../store/index.ts";
-import { countOf, formatBytes, formatDuration } from "../format.ts";
-import { singleLine } from "../../log/index.ts";
-import { emit } from "../output.ts";
-import { openStore } from "./store-access.ts";
 import type { Progress } from "../../images/progress.ts";
+import type { RepairedLayer } from "../../images/repair.ts";
+import { singleLine } from "../../log/index.ts";
+import type { CheckReport, Finding, Store } from "../../store/index.ts";
 import { type Context, defineCommand, EXIT } from "../command.ts";
+import { countOf, formatBytes, formatDuration } from "../format.ts";
+import { emit } from "../output.ts";
 import { REGISTRY } from "./options.ts";
+import { openStore } from "./store-access.ts";
 
 export const check = defineCommand({
   name: "check",
@@ -95,6 +95,7 @@ async function answer(context: Pick<Context, "json" | "stdout">, outcome: CheckO
 /** The order in which findings are told: what users lose first. */
 const KINDS: readonly Finding["kind"][] = [
   "image",
+  "snapshot",
   "layer",
   "payload",
   "document",
@@ -133,6 +134,8 @@ function subjectOf(finding: Finding): string {
   switch (finding.kind) {
     case "image":
       return displayName(finding.name);
+    case "snapshot":
+      return finding.name;
     case "layer":
       return finding.diffId;
     case "payload":

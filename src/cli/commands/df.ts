@@ -1,10 +1,10 @@
 import { displayName } from "../../images/find.ts";
-import type { ImageUsage, LayerUsage, Usage, UsageNumbers } from "../../store/index.ts";
-import { type BarPart, formatBytes, formatTable, GLYPHS, shortDigest, stackedBar } from "../format.ts";
 import { singleLine } from "../../log/index.ts";
+import type { ImageUsage, LayerUsage, Usage, UsageNumbers } from "../../store/index.ts";
+import { defineCommand } from "../command.ts";
+import { type BarPart, countOf, formatBytes, formatTable, GLYPHS, shortDigest, stackedBar } from "../format.ts";
 import { emit, type Output } from "../output.ts";
 import { openStore } from "./store-access.ts";
-import { defineCommand } from "../command.ts";
 
 export const df = defineCommand({
   name: "df",
@@ -33,13 +33,21 @@ store, what unpacked images and layers would take, and what deduplication saved.
         value.clones.bytes === 0
           ? ""
           : `${formatBytes(value.clones.bytes)} in clones for checkouts, blocks shared with blobs included\n`;
+      const snapshots = formatSnapshots(value.snapshots);
       return exports === 0
-        ? `${text}${clones}`
-        : `${text}${clones}\n${formatBytes(exports)} in cached exports, blocks shared with the store included\n`;
+        ? `${text}${clones}${snapshots}`
+        : `${text}${clones}${snapshots}\n${formatBytes(exports)} in cached exports, blocks shared with the store included\n`;
     });
     return undefined;
   },
 });
+
+function formatSnapshots({ active, view, committed }: Usage["snapshots"]): string {
+  const all = active + view + committed;
+  if (all === 0) return "";
+  const kinds = `${committed} committed, ${active} active, ${countOf(view, "view")}`;
+  return `${countOf(all, "snapshot")} of containerd (${kinds}); the layers that they hold are nobody's unique bytes\n`;
+}
 
 /** Cells of a bar; narrower where the terminal is. */
 const MAX_BAR = 60;
@@ -107,6 +115,16 @@ function formatTotals(usage: Usage, output: Pick<Output, "columns" | "unicode">)
     ...(usage.links.bytes === 0
       ? []
       : [{ name: "shared with checkouts", key: "links", size: usage.links.bytes, glyph: GLYPHS.links } as const]),
+    ...(usage.snapshots.bytes === 0
+      ? []
+      : [
+          {
+            name: "directories of snapshots",
+            key: "snapshots",
+            size: usage.snapshots.bytes,
+            glyph: GLYPHS.snapshots,
+          } as const,
+        ]),
     { name: "database and downloads", key: "other", size: usage.database + usage.downloads, glyph: GLYPHS.other },
   ];
   const { available, size } = usage.fileSystem;

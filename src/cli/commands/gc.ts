@@ -1,15 +1,15 @@
-import type { GarbageItem, GarbageReport } from "../../store/index.ts";
-import { countOf, formatBytes, formatDuration, formatTable } from "../format.ts";
 import { singleLine } from "../../log/index.ts";
+import type { GarbageItem, GarbageReport } from "../../store/index.ts";
+import { defineCommand } from "../command.ts";
+import { countOf, formatBytes, formatDuration, formatTable } from "../format.ts";
 import { emit } from "../output.ts";
 import { openStore } from "./store-access.ts";
-import { defineCommand } from "../command.ts";
 
 export const gc = defineCommand({
   name: "gc",
   summary: "Free what nothing needs any more",
   description: `
-Removes layers and files that no image, mount or running operation refers to. Runs beside pulls and mounts, and may be
+Removes layers and files that no image, snapshot, mount or running operation refers to. Runs beside pulls and mounts, and may be
 killed at any time. Space inside a blob that is still partly needed is given back to the file system too.
 `,
   arguments: [],

@@ -3,8 +3,8 @@ import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import { FileType } from "../../formats/layer-index/index.ts";
 import type { ImageFile } from "../../images/files.ts";
-import type { GarbageItem, ImageSummary, Usage } from "../../store/index.ts";
 import type { Log } from "../../log/index.ts";
+import type { GarbageItem, ImageSummary, Usage } from "../../store/index.ts";
 import { formatOutcome } from "./check.ts";
 import { formatUsage } from "./df.ts";
 import { formatDifference, formatSums } from "./diff.ts";
@@ -320,6 +320,7 @@ describe("formatUsage()", () => {
     downloads: 10,
     links: { count: 0, bytes: 0, unusedBytes: 0 },
     clones: { count: 0, bytes: 0 },
+    snapshots: { active: 0, view: 0, committed: 0, bytes: 0 },
     stored: 1000,
     savedByDeduplication: 1000,
     fileSystem: { type: 0xef53, blockSize: 4096, size: 1_000_000, available: 500_000, freeInodes: 1 },

@@ -1,19 +1,19 @@
 import { ShaleError } from "../../errors/index.ts";
 import { displayName, getImage } from "../../images/find.ts";
-import type { GarbageReport, Store } from "../../store/index.ts";
-import { formatDuration } from "../format.ts";
 import { singleLine } from "../../log/index.ts";
+import type { GarbageReport, Store } from "../../store/index.ts";
+import { defineCommand } from "../command.ts";
+import { formatDuration } from "../format.ts";
 import { emit } from "../output.ts";
 import { formatCollection } from "./gc.ts";
 import { openStore } from "./store-access.ts";
-import { defineCommand } from "../command.ts";
 
 export const rm = defineCommand({
   name: "rm",
   summary: "Remove images",
   description: `
-Removes the names, in milliseconds whatever their size. Their bytes stay until \`shale gc\`, and longer where another image
-or a mount needs them. A pinned image is refused.
+Removes the names, in milliseconds whatever their size. Their bytes stay until \`shale gc\`, and longer where another image,
+a snapshot or a mount needs them. A pinned image is refused.
 `,
   arguments: [{ name: "REF", help: "Name or digest of an image in the store", repeated: true, completes: "image" }],
   options: {
