@@ -22,8 +22,8 @@ import { type CheckReport, type IngestResult, Store, type StoreOperation } from 
 process.env.NODE_COMPILE_CACHE ??= join(tmpdir(), "shale-test-compile-cache");
 enableCompileCache(process.env.NODE_COMPILE_CACHE);
 
-/** Path -> content of a file; "x/" is a directory; a header for everything else. */
-export type Files = Readonly<Record<string, string | Buffer | Partial<TarHeader>>>;
+/** Path -> content of a file; "x/" is a directory; a header, with or without content, for everything else. */
+export type Files = Readonly<Record<string, string | Buffer | (Partial<TarHeader> & { readonly content?: Buffer })>>;
 
 /** Bytes that compress badly and repeat nowhere; the same for the same seed. */
 export function noise(size: number, seed: number | string): Buffer {
@@ -38,7 +38,9 @@ export function tar(files: Files): Buffer {
   const entries = Object.entries(files).map(([path, what]) => {
     if (typeof what === "string")
       return what === "" && path.endsWith("/") ? directory(path) : file(path, Buffer.from(what));
-    return Buffer.isBuffer(what) ? file(path, what) : entryBytes({ path, ...what });
+    if (Buffer.isBuffer(what)) return file(path, what);
+    const { content = Buffer.alloc(0), ...header } = what;
+    return entryBytes({ path, ...header }, content.toString("latin1"));
   });
   return Buffer.concat([...entries, TAR_END]);
 }
