@@ -223,10 +223,10 @@ class Assembly {
       if (bytes !== undefined) {
         const digest = hash("sha256", bytes, "buffer");
         if (!digest.equals(chunk.digest)) throw wrong(source !== FETCH, chunk);
-        if (whole) {
-          this.#hashTar(bytes);
-          writer.content(bytes, digest);
-        } else this.#give(bytes, writer);
+        this.#hashTar(bytes);
+        if (source >= 0) writer.copied(bytes, this.#content.file(this.#plan.sources[source]!), offset);
+        else if (whole) writer.content(bytes, digest);
+        else writer.payload(bytes);
         continue;
       }
       const hasher = createHash("sha256");

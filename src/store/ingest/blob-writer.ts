@@ -1,10 +1,21 @@
 /**
  * Writes the payloads of one ingest into its blob: sequentially, in large writes, each at a multiple of 4096, with runs of
- * zero blocks left out as holes. A payload that turns out to be known already is taken back.
+ * zero blocks left out as holes. A payload that turns out to be known already is taken back. What is a copy of another
+ * file's blocks shares them where the file system can (reflink), and is written like anything else where it can't.
  */
 import { alignUp } from "../../bytes/index.ts";
+import { ShaleError } from "../../errors/index.ts";
 import { PAYLOAD_ALIGNMENT, type PayloadTable } from "../../formats/payload-table/index.ts";
-import { closeFile, createFile, datasync, startWriteback, truncate, writeAt } from "../../sys/index.ts";
+import {
+  closeFile,
+  copyRange,
+  createFile,
+  datasync,
+  readAt,
+  startWriteback,
+  truncate,
+  writeAt,
+} from "../../sys/index.ts";
 
 /** Bytes gathered before a write. Large enough for cheap system calls, small enough for many layers at once. */
 const BUFFER_SIZE = 4 * 1024 * 1024;
@@ -13,7 +24,17 @@ const MINIMUM_HOLE = 64 * 1024;
 /** Write-back of what was written is started in steps of this size, so that the final sync has little left to do. */
 const WRITEBACK_STEP = 16 * 1024 * 1024;
 
+/** Shorter runs are written: shared blocks cost extents. */
+const MINIMUM_SHARED = 128 * 1024;
+
 const ZEROS = Buffer.alloc(PAYLOAD_ALIGNMENT);
+
+/** Blocks of another file that come next, from a multiple of 4096 here and there. */
+interface Run {
+  readonly file: number;
+  readonly offset: number;
+  length: number;
+}
 
 export class BlobWriter {
   readonly #path: string;
@@ -25,6 +46,9 @@ export class BlobWriter {
   /** Where the current payload starts. */
   #start = 0;
   #writtenBack = 0;
+  /** Appended, behind the buffer, but not copied yet. */
+  #run: Run | undefined;
+  #canShare = true;
 
   constructor(path: string) {
     this.#path = path;
@@ -32,10 +56,11 @@ export class BlobWriter {
 
   /** Where the next payload will start. */
   get position(): number {
-    return this.#base + this.#fill;
+    return this.#base + this.#fill + (this.#run?.length ?? 0);
   }
 
   append(bytes: Uint8Array): void {
+    this.#endRun();
     let at = 0;
     while (at < bytes.length) {
       const count = Math.min(bytes.length - at, BUFFER_SIZE - this.#fill);
@@ -46,8 +71,29 @@ export class BlobWriter {
     }
   }
 
+  /**
+   * As `append`, for bytes that `file` has at `offset` and keeps: long runs of them are shared, if both files have them at
+   * the same place within a block. The descriptor has to stay open until the next call.
+   */
+  appendCopy(bytes: Uint8Array, file: number, offset: number): void {
+    const run = this.#run;
+    if (run !== undefined && run.file === file && run.offset + run.length === offset) {
+      run.length += bytes.length;
+      return;
+    }
+    const position = this.position;
+    if (!this.#canShare || (position - offset) % PAYLOAD_ALIGNMENT !== 0) {
+      this.append(bytes);
+      return;
+    }
+    const head = Math.min(bytes.length, alignUp(position, PAYLOAD_ALIGNMENT) - position);
+    this.append(bytes.subarray(0, head));
+    if (head < bytes.length) this.#run = { file, offset: offset + head, length: bytes.length - head };
+  }
+
   /** As appending `length` zeros, at the price of none. */
   appendZeros(length: number): void {
+    this.#endRun();
     let left = length;
     // Up to the next block boundary, or for short runs, through the buffer; whole blocks by moving on.
     while (left > 0 && (left < MINIMUM_HOLE || this.#fill % PAYLOAD_ALIGNMENT !== 0)) {
@@ -64,6 +110,7 @@ export class BlobWriter {
 
   /** Ends the payload and pads it to 4096. Returns its offset. */
   keep(): number {
+    this.#endRun();
     const start = this.#start;
     this.append(ZEROS.subarray(0, alignUp(this.#fill, PAYLOAD_ALIGNMENT) - this.#fill));
     this.#start = this.position;
@@ -72,6 +119,7 @@ export class BlobWriter {
 
   /** Forgets what was appended since the last `keep`. */
   takeBack(): void {
+    this.#run = undefined;
     if (this.#start >= this.#base) {
       this.#fill = this.#start - this.#base;
       return;
@@ -88,6 +136,7 @@ export class BlobWriter {
    * file. Durable after `sync`.
    */
   finish(table: PayloadTable): number {
+    this.#endRun();
     const size = this.position;
     if (table.count === 0) return 0;
     this.#flush();
@@ -108,6 +157,34 @@ export class BlobWriter {
     if (this.#file === undefined) return;
     closeFile(this.#file);
     this.#file = undefined;
+  }
+
+  /** Copies what `appendCopy` left: whole blocks by sharing, what is short or odd through the buffer. */
+  #endRun(): void {
+    const run = this.#run;
+    if (run === undefined) return;
+    this.#run = undefined;
+    let { offset, length } = run;
+    const blocks = length - (length % PAYLOAD_ALIGNMENT);
+    if (blocks >= MINIMUM_SHARED) {
+      this.#flush();
+      const method = copyRange(run.file, offset, this.#open(), this.#base, blocks);
+      // Without reflinks a copy costs more than writing bytes that are at hand.
+      this.#canShare = method === "reflink";
+      this.#base += blocks;
+      offset += blocks;
+      length -= blocks;
+    }
+    while (length > 0) {
+      if (this.#fill === BUFFER_SIZE) this.#flush();
+      const part = this.#buffer.subarray(this.#fill, Math.min(BUFFER_SIZE, this.#fill + length));
+      const count = readAt(run.file, part, offset);
+      if (count !== part.length)
+        throw new ShaleError("DATA_LOSS", `Cannot copy bytes at ${offset}: the file ends before`);
+      this.#fill += count;
+      offset += count;
+      length -= count;
+    }
   }
 
   #open(): number {

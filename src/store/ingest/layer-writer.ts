@@ -150,6 +150,22 @@ export class LayerWriter implements TarSink, Disposable {
     this.#store(bytes.length, digest, bytes);
   }
 
+  /**
+   * As `payload`, for bytes that `file` has at `offset` and keeps, so that blocks may be shared. The descriptor has to stay
+   * open until the next call.
+   */
+  copied(bytes: Uint8Array, file: number, offset: number): void {
+    if (!this.canRefer) {
+      this.payload(bytes);
+      return;
+    }
+    this.#tellRecipe();
+    this.#produced += bytes.length;
+    this.#hash ??= createHash("sha256");
+    this.#hash.update(bytes);
+    this.#blob.appendCopy(bytes, file, offset);
+  }
+
   /** In place of `payload`: the content of the current file is a payload of the store, found under its digest. */
   refer(size: number, place: { readonly blob: string; readonly offset: number }): void {
     this.#tellRecipe();

@@ -33,13 +33,16 @@ export class StoreContent implements LocalContent, Disposable {
     return this.#dedupe.find(digest, size);
   }
 
-  findChunk(digest: Uint8Array, size: number): LocalPlace | undefined {
+  findChunk(digest: Uint8Array, size: number, isFile: boolean): LocalPlace | undefined {
+    if (this.#hasChunks) {
+      const row = this.#database.get("SELECT layer, inline, offset, length FROM chunks WHERE digest = ?", digest);
+      if (row !== undefined && row.length === size) {
+        return { id: String(row.layer), inline: row.inline === 1, offset: Number(row.offset) };
+      }
+    }
+    if (isFile) return undefined;
     const payload = this.#dedupe.find(digest, size);
-    if (payload !== undefined) return { id: payload.blob, inline: false, offset: payload.offset };
-    if (!this.#hasChunks) return undefined;
-    const row = this.#database.get("SELECT layer, inline, offset, length FROM chunks WHERE digest = ?", digest);
-    if (row === undefined || row.length !== size) return undefined;
-    return { id: String(row.layer), inline: row.inline === 1, offset: Number(row.offset) };
+    return payload && { id: payload.blob, inline: false, offset: payload.offset };
   }
 
   /** The bytes in pieces, each valid until the next; fewer than `size` where the file ends before. System errors. */

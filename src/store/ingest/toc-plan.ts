@@ -18,8 +18,11 @@ export interface LocalPlace {
 export interface LocalContent {
   /** A whole payload with this digest. */
   findPayload(digest: Uint8Array, size: number): { readonly blob: string; readonly offset: number } | undefined;
-  /** Bytes that are said to have this digest; they are hashed before they are used. */
-  findChunk(digest: Uint8Array, size: number): LocalPlace | undefined;
+  /**
+   * Bytes that are said to have this digest; they are hashed before they are used. `isFile`: a whole file, which
+   * `findPayload` was asked for if it could be one.
+   */
+  findChunk(digest: Uint8Array, size: number, isFile: boolean): LocalPlace | undefined;
 }
 
 export interface PlanOptions {
@@ -139,7 +142,9 @@ export class LayerPlanner {
     }
     this.#fileBlobs.push(BUILD);
     this.#fileOffsets.push(0);
-    for (const chunk of chunks) this.#addChunk(chunk);
+    // eStargz may have no digest of the file: then the one of its only chunk is the file's, and was not asked for
+    const isFile = chunks.length === 1 && digest !== undefined;
+    for (const chunk of chunks) this.#addChunk(chunk, isFile);
   }
 
   finish(): LayerPlan {
@@ -156,7 +161,7 @@ export class LayerPlanner {
     });
   }
 
-  #addChunk(chunk: TocEntry["chunks"][number]): void {
+  #addChunk(chunk: TocEntry["chunks"][number], isFile: boolean): void {
     const numbers = this.#numbers;
     if (this.#chunkSources.length >= this.#options.maximumChunks) {
       throw new ShaleError(
@@ -176,7 +181,7 @@ export class LayerPlanner {
       numbers.repeatedBytes += chunk.size;
       return;
     }
-    const place = this.#local.findChunk(chunk.digest, chunk.size);
+    const place = this.#local.findChunk(chunk.digest, chunk.size, isFile);
     if (place !== undefined) {
       this.#push(this.#sources.of(`${place.inline} ${place.id}`, place), place.offset);
       numbers.copiedBytes += chunk.size;
