@@ -109,7 +109,8 @@ export class Authorizer {
     }
     const header = await this.#obtain(key, target, challenges, signal);
     // a token may be refused for its age, but the same password is refused for good
-    if (header === refused && this.refusals(target) === 0) throw unauthenticated(target, "it does not accept the credentials");
+    if (header === refused && this.refusals(target) === 0)
+      throw unauthenticated(target, "it does not accept the credentials");
     return header;
   }
 
