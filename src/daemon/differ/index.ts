@@ -14,7 +14,7 @@ import { type Digest, essenceOf, findLayerType, MediaType, parseDigest } from ".
 import type { Call } from "../../rpc/index.ts";
 import type { ActiveSnapshot, Snapshotter } from "../../snapshotter/index.ts";
 import type { DiskBudget } from "../../snapshotter/remote/index.ts";
-import type { FeedSource, LayerRecord, Store, StoreOperation } from "../../store/index.ts";
+import type { Download, FeedSource, LayerRecord, Store, StoreOperation } from "../../store/index.ts";
 import type { AppliedLayer } from "../metrics/index.ts";
 import type { ApplyRequest, WireDescriptor } from "../services/messages.ts";
 import { ContainerdContent } from "./content.ts";
@@ -141,27 +141,29 @@ export class Differ implements Disposable {
 
   /** Through containerd's socket; what has come stays for the next try. */
   async #receive(operation: StoreOperation, blob: Blob, signal: AbortSignal): Promise<LayerRecord> {
-    const { digest, size, namespace } = blob;
+    const { digest, size } = blob;
     using download = await operation.download(digest, size, { signal });
-    if (download.received < size) {
-      for await (const bytes of this.#content.read(namespace, digest, download.received, signal)) {
-        if (download.received + bytes.length > size) {
-          throw new ShaleError(
-            "DATA_LOSS",
-            `Cannot store layer ${digest}: containerd has more than the ${size} bytes it said`,
-          );
-        }
-        download.write(bytes);
-      }
-    }
-    download.complete();
     try {
+      if (download.received < size) await this.#fill(download, blob, signal);
+      download.complete();
       const layer = await this.#ingest(operation, blob, download.feed(), signal);
       download.remove();
       return layer;
     } catch (error) {
       if (ShaleError.is(error, "DATA_LOSS")) download.remove(); // as a whole they are wrong, whoever sent them
       throw error;
+    }
+  }
+
+  async #fill(download: Download, { digest, size, namespace }: Blob, signal: AbortSignal): Promise<void> {
+    for await (const bytes of this.#content.read(namespace, digest, download.received, signal)) {
+      if (download.received + bytes.length > size) {
+        throw new ShaleError(
+          "DATA_LOSS",
+          `Cannot store layer ${digest}: containerd has more than the ${size} bytes it said`,
+        );
+      }
+      download.write(bytes);
     }
   }
 }
