@@ -1,7 +1,7 @@
 import { createHash, type Hash } from "node:crypto";
 import { ShaleError } from "../../errors/index.ts";
 import type { FrameCompressor } from "../compression/index.ts";
-import { TarDecoder, type TarEntry, type TarSink } from "../tar/index.ts";
+import { TAR_END, TarDecoder, type TarEntry, type TarSink } from "../tar/index.ts";
 import { TocAnnotation } from "../toc/index.ts";
 import {
   Crc64,
@@ -110,7 +110,7 @@ export class ZstdChunkedWriter {
         await this.#settle();
       }
       decoder.end();
-      this.#endRaw();
+      this.#endArchive();
       yield* this.#frames.finish();
       await this.#settle();
       yield* this.#finish(this.#frames.offset);
@@ -152,6 +152,18 @@ export class ZstdChunkedWriter {
     if (this.#rawSize > 0) this.#tarSplit.write(this.#encoder.bytes(Buffer.concat(this.#raw)));
     this.#raw = [];
     this.#rawSize = 0;
+  }
+
+  /** tar-split has what Go's reader looks at, padding and the two zero blocks, in one item, and what follows in another. */
+  #endArchive(): void {
+    const raw = Buffer.concat(this.#raw);
+    const end = this.#padding + TAR_END.length;
+    this.#raw = [raw.subarray(0, end)];
+    this.#rawSize = Math.min(end, raw.length);
+    this.#endRaw();
+    this.#raw = [raw.subarray(end)];
+    this.#rawSize = raw.length - Math.min(end, raw.length);
+    this.#endRaw();
   }
 
   #beginEntry(entry: TarEntry): void {
