@@ -75,7 +75,7 @@ const MODULES: Readonly<Record<string, Rule>> = {
     packages: ["@grpc/grpc-js", "protobufjs", "node:net", "node:url"],
   },
   registry: {
-    modules: [...BASE, "oci", "sys"],
+    modules: [...BASE, "log", "oci", "sys"],
     packages: [
       ...["undici", "smol-toml", "node:crypto", "node:path", "node:stream", "node:url", "node:tls", "node:os"],
       ...["node:net", "node:http", "node:https"], // tunnels through proxies
@@ -128,7 +128,7 @@ const MODULES: Readonly<Record<string, Rule>> = {
   daemon: {
     modules: [
       ...[...BASE, ...FORMATS, "log", "oci", "sys", "rpc", "registry", "store", "images", "export"],
-      ...["snapshotter", "snapshotter/remote"],
+      ...["snapshotter", "snapshotter/remote", "cri-proxy", "kubernetes"],
     ],
     packages: ["node:http", "node:path", "node:crypto", "node:timers/promises", "node:worker_threads", "smol-toml"],
   },
@@ -190,6 +190,7 @@ const PUBLIC_FILES: Readonly<Record<string, string>> = {
   // checkpoint/ too: reading archives, and each thing that is done with them.
   "checkpoint/archive/index.ts": "all that read archives",
   "checkpoint/show/index.ts": "checkpoint show, checkpoint ls",
+  "checkpoint/convert/index.ts": "checkpoint convert",
   "checkpoint/transport/index.ts": "checkpoint push, checkpoint pull",
   "checkpoint/vault/index.ts": "checkpoint import, checkpoint export, checkpoint list",
   "images/layer-tar.ts": "checkpoint export",
