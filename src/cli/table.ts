@@ -99,6 +99,11 @@ export const COMMANDS: readonly CommandEntry[] = [
     group: CHECKPOINTS,
     load: async () => (await import("./commands/checkpoint/list.ts")).checkpointList,
   },
+  {
+    name: "checkpoint convert",
+    group: CHECKPOINTS,
+    load: async () => (await import("./commands/checkpoint/convert.ts")).checkpointConvert,
+  },
   { name: "df", group: STORE, load: async () => (await import("./commands/df.ts")).df },
   { name: "rm", group: STORE, load: async () => (await import("./commands/rm.ts")).rm },
   { name: "gc", group: STORE, load: async () => (await import("./commands/gc.ts")).gc },

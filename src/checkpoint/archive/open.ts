@@ -42,6 +42,8 @@ export interface CheckpointArchive extends AsyncDisposable {
    * second pass over a stream.
    */
   members(options?: MembersOptions): AsyncGenerator<ArchiveMember, void, undefined>;
+  /** The tar itself, decompressed, as a pass like that of `members`; each piece is valid until the next is asked for. */
+  bytes(): AsyncGenerator<Uint8Array, void, undefined>;
   close(): Promise<void>;
 }
 
@@ -140,6 +142,17 @@ function archiveOver(
         await input.close();
       }
       if (!any) throw new FormatError("checkpoint archive", displayBytes(facts.name), "has no members");
+    },
+    async *bytes() {
+      const input = open();
+      try {
+        for (let piece = await input.piece(PIECE); piece.length > 0; piece = await input.piece(PIECE)) {
+          signal?.throwIfAborted();
+          yield piece;
+        }
+      } finally {
+        await input.close();
+      }
     },
   };
 }

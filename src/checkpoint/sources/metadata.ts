@@ -29,7 +29,9 @@ const INVENTORY = "inventory.img";
 export function directoryMembers(tree: Tree, replaced: (section: Section) => boolean): Member[] {
   const members: Member[] = [];
   let prefix: ByteString | undefined;
-  for (const { directory, files } of tree.walk()) {
+  // A bundle also has mounts of the container in it: /dev/shm, secrets, its root.
+  const into = ({ path }: TreeFile) => prefix !== undefined || sectionOf(path).kind !== "other";
+  for (const { directory, files } of tree.walk(into)) {
     if (directory.path === "" && files.some(({ path }) => path === INVENTORY)) {
       prefix = MEMBER.images;
       members.push({ section: sectionOf(prefix), entry: { header: { ...headerOf(directory), path: prefix } } });
@@ -112,7 +114,7 @@ function tarFileSource(tree: Tree, file: TreeFile, section: Section): EntrySourc
 }
 
 /** The entries of a nested tar, found again for each pass. */
-function nestedSource(archive: CheckpointArchive, path: ByteString): NestedMember["source"] {
+export function nestedSource(archive: CheckpointArchive, path: ByteString): NestedMember["source"] {
   const source: EntrySource = {
     async *entries() {
       for await (const member of archive.members()) {
@@ -133,7 +135,7 @@ function nestedSource(archive: CheckpointArchive, path: ByteString): NestedMembe
   return source;
 }
 
-function contentAt({ fd, offset }: { readonly fd: number; readonly offset: number }): FileContent {
+export function contentAt({ fd, offset }: { readonly fd: number; readonly offset: number }): FileContent {
   // The archive's descriptor stays open, and the archive is the caller's to leave alone.
   return { open: () => ({ fd, offset, sparse: true, verify: () => undefined, [Symbol.dispose]: () => undefined }) };
 }

@@ -86,11 +86,10 @@ const DELETED = ["/etc/motd", "/var/cache/old"];
 
 const json = (value: unknown) => JSON.stringify(value);
 
-function config(name: string, more: object = {}): string {
+function config(name: string, more: object = { rootfsImageID: "ab12".repeat(16) }): string {
   return json({
     id: "4f6a".repeat(16),
     name,
-    rootfsImageID: "ab12".repeat(16),
     rootfsImageName: "docker.io/library/httpd:2.4",
     runtime: "crun",
     createdTime: "2026-05-01T10:00:00.5Z",
@@ -187,7 +186,7 @@ export function containerdArchive(options: SampleOptions = {}): Buffer {
   });
   return tarOf([
     ...criuFiles(options),
-    { path: "config.dump", content: config(name) },
+    { path: "config.dump", content: config(name, { rootfsImageRef: "sha256:ab" }) },
     { path: "container.log", content: "one line\n" },
     { path: "dump.log", content: "(00.000) dumped\n" },
     { path: "rootfs-diff.tar", content: gzipSync(tarOf([...rootfs, ...whiteouts])) },
