@@ -207,18 +207,40 @@ export function* decodePayloads(blob: ByteSource): Generator<Payload> {
   }
 }
 
-/** The payload at `offset`, by binary search; reads some records only, and so verifies no checksum. */
+/** The payload at `offset`; see {@link PayloadFinder}. */
 export function findPayload(blob: ByteSource, offset: number): Payload | undefined {
-  const { count, tableOffset } = decodePayloadFooter(blob);
-  let low = 0;
-  let high = count - 1;
-  while (low <= high) {
-    const middle = (low + high) >>> 1;
-    const record = RECORD.read(blob.read(tableOffset + middle * RECORD.size, RECORD.size));
-    const found = Number(record.offset);
-    if (found === offset) return { offset, length: Number(record.length), digest: record.digest };
-    if (found < offset) low = middle + 1;
-    else high = middle - 1;
+  return new PayloadFinder(blob).find(offset);
+}
+
+/**
+ * Finds payloads of one blob by their offset, by binary search; asks for the record behind the last one found first, since
+ * whoever walks a tree asks in nearly that order. Reads some records only, and so verifies no checksum.
+ */
+export class PayloadFinder {
+  readonly #blob: ByteSource;
+  readonly #place: PayloadTablePlace;
+  #last = -1;
+
+  constructor(blob: ByteSource) {
+    this.#blob = blob;
+    this.#place = decodePayloadFooter(blob);
   }
-  return undefined;
+
+  find(offset: number): Payload | undefined {
+    let low = 0;
+    let high = this.#place.count - 1;
+    let middle = Math.min(this.#last + 1, high);
+    while (low <= high) {
+      const record = RECORD.read(this.#blob.read(this.#place.tableOffset + middle * RECORD.size, RECORD.size));
+      const found = Number(record.offset);
+      if (found === offset) {
+        this.#last = middle;
+        return { offset, length: Number(record.length), digest: record.digest };
+      }
+      if (found < offset) low = middle + 1;
+      else high = middle - 1;
+      middle = (low + high) >>> 1;
+    }
+    return undefined;
+  }
 }
