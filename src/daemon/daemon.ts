@@ -8,7 +8,7 @@
 import { type Log, LOG_LEVELS, type LogLevel } from "../log/index.ts";
 import { type CallRecord, RpcServer } from "../rpc/index.ts";
 import { openSnapshotter, type RemoteLayers, type Snapshotter, type SnapshotterOptions } from "../snapshotter/index.ts";
-import type { DiskBudget, RemoteEvent } from "../snapshotter/remote/index.ts";
+import type { RemoteEvent } from "../snapshotter/remote/index.ts";
 import { Store } from "../store/index.ts";
 import { fileSystemStatus, kernelAtLeast, monotonicMicroseconds, type ServiceManager } from "../sys/index.ts";
 import { Collector } from "./collector.ts";
@@ -17,6 +17,7 @@ import { type ProbeServer, serveProbes } from "./metrics/http.ts";
 import { DaemonMetrics } from "./metrics/index.ts";
 import { Differ } from "./differ/index.ts";
 import { describeError, logApplied, logCall, logRemoteEvent, logSnapshotterEvent } from "./observer.ts";
+import { openRemote } from "./remote.ts";
 import { Health } from "./services/health.ts";
 import { diffService } from "./services/diff.ts";
 import { DIFF_SERVICE, diffMethods, healthMethods, SNAPSHOTS_SERVICE, snapshotsMethods } from "./services/messages.ts";
@@ -99,9 +100,10 @@ export class Daemon implements AsyncDisposable {
         await collector.collect();
       },
     });
-    const remote = await openRemote(config, { store, disk, onRemote, stack });
+    const remote = await openRemote(config, { store, disk, log, onEvent: onRemote });
+    if (remote !== undefined) stack.use(remote);
     const open = options.parts?.openSnapshotter ?? openSnapshotter;
-    snapshotter = stack.use(await open(store, { ...snapshotterOptions(config, remote), onEvent }));
+    snapshotter = stack.use(await open(store, { ...snapshotterOptions(config, remote?.layers), onEvent }));
     function onEvent(event: Parameters<NonNullable<SnapshotterOptions["onEvent"]>>[0]): void {
       metrics.onSnapshotter(event);
       logSnapshotterEvent(log, event);
@@ -131,6 +133,7 @@ export class Daemon implements AsyncDisposable {
         ? undefined
         : await serveProbes(config.metrics.address, { metrics: () => metrics.text(), ready: () => health.serving });
     if (probes !== undefined) stack.defer(() => probes.close());
+    await remote?.listen();
     await server.listen(config.address);
     health.serving = true;
     const { highWatermark, lowWatermark, gcInterval } = config.disk;
@@ -222,23 +225,4 @@ function snapshotterOptions({ mounts, plain }: Config, remote: RemoteLayers | un
     convertPlain: plain.layers === "convert",
     ...(remote === undefined ? {} : { remote }),
   };
-}
-
-interface RemoteParts {
-  readonly store: Store;
-  readonly disk: DiskBudget;
-  readonly onRemote: (event: RemoteEvent) => void;
-  readonly stack: AsyncDisposableStack;
-}
-
-async function openRemote(config: Config, parts: RemoteParts): Promise<RemoteLayers | undefined> {
-  if (!config.remote.enabled) return undefined;
-  const { RegistryClient } = await import("../registry/index.ts");
-  const { RegistryLayers } = await import("../snapshotter/remote/index.ts");
-  const { store, disk, onRemote, stack } = parts;
-  const { hostsDir, authFile } = config.remote;
-  const client = stack.use(new RegistryClient({ hostsDirs: [hostsDir], ...(authFile === "" ? {} : { authFile }) }));
-  const { images, layers, layersOfImage, bytesInFlight } = config.limits;
-  const limits = { images, layers, layersOfImage, bytesInFlight };
-  return stack.use(new RegistryLayers({ store, client, disk, limits, onEvent: onRemote }));
 }

@@ -1,7 +1,8 @@
 /** The registry client that a command's options describe. */
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { RegistryClient, RegistryEvent, RegistryOptions } from "../../registry/index.ts";
+import type { RegistryClient, RegistryOptions } from "../../registry/index.ts";
+import { logRegistryEvent } from "../../registry/log.ts";
 import { makeDirectory, removeTree } from "../../sys/index.ts";
 import type { ValuesOf } from "../command.ts";
 import type { Log } from "../../log/index.ts";
@@ -47,30 +48,6 @@ export function registryOptions(
     ...(maxConnections === undefined ? {} : { maxConnections }),
     log: (event) => logRegistryEvent(options.log, event),
   };
-}
-
-/** What a user wants to know unasked is a warning or information; each request is for debugging. */
-export function logRegistryEvent(log: Log, event: RegistryEvent): void {
-  switch (event.kind) {
-    case "request":
-      log.debug(`${event.method} ${event.url}`, { status: event.status, ms: Math.round(event.durationMs) });
-      break;
-    case "token":
-      log.debug("Got an access token", { host: event.host, repository: event.repository });
-      break;
-    case "retry":
-      log.warn(`Trying ${event.host} again: ${event.reason}`, { attempt: event.attempt, waitMs: event.waitMs });
-      break;
-    case "resume":
-      log.info(`Going on with ${event.digest} after a break`, { host: event.host, offset: event.offset });
-      break;
-    case "fallback":
-      log.warn(`Asking ${event.to} instead of ${event.host}: ${event.reason}`);
-      break;
-    case "credentials":
-      log.warn(event.problem);
-      break;
-  }
 }
 
 /**

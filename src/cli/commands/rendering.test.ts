@@ -15,7 +15,8 @@ import { formatImages } from "./images.ts";
 import { formatLayers } from "./layers.ts";
 import { formatMounts } from "./mount.ts";
 import { formatPull, type PulledImage } from "./pull.ts";
-import { logRegistryEvent, registryOptions } from "./registry-access.ts";
+import { logRegistryEvent } from "../../registry/log.ts";
+import { registryOptions } from "./registry-access.ts";
 import { formatUnmount } from "./umount.ts";
 
 const DIGEST = `sha256:${"ab".repeat(32)}` as ImageSummary["digest"];

@@ -56,8 +56,8 @@ export const OPTIONS = {
       help: "Fetch layers ourselves when a pull carries the image's name (CRI annotations, remote annotations of the transfer service).",
     }),
     hosts_dir: path({
-      default: "/etc/containerd/certs.d",
-      help: "Directory of hosts.toml files: mirrors, certificates and headers per registry.",
+      default: "",
+      help: 'Directory of hosts.toml files: mirrors, certificates and headers per registry; "" is /etc/containerd/certs.d and /etc/docker/certs.d.',
     }),
     auth_file: path({
       default: "",
