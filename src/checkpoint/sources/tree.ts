@@ -30,7 +30,7 @@ export interface TreeFile {
 /** A directory and what is in it. */
 export interface TreeDirectory {
   readonly directory: TreeFile;
-  /** In byte order of their names; directories among them come again as `directory`, after all of these. */
+  /** In byte order of their names. Directories among them come again as `directory`: the first one next. */
   readonly files: readonly TreeFile[];
 }
 
@@ -70,14 +70,17 @@ export class Tree implements Disposable {
     }
   }
 
-  /** Directory by directory, one before those in it. ABORTED when a name goes away meanwhile. */
-  *walk(): Generator<TreeDirectory, void, undefined> {
+  /**
+   * Directory by directory, one before those in it, and nothing else between: GNU tar sets a directory's time when it meets the
+   * first name outside of it. Only what `into` says yes to is entered. ABORTED when a name goes away meanwhile.
+   */
+  *walk(into: (directory: TreeFile) => boolean = () => true): Generator<TreeDirectory, void, undefined> {
     const root = this.#describe(this.fd, "", "", statDescriptor(this.fd));
     const waiting: TreeFile[] = [root];
     for (let directory = waiting.pop(); directory !== undefined; directory = waiting.pop()) {
       const files = this.#list(directory.path);
       yield { directory, files };
-      for (let i = files.length - 1; i >= 0; i--) if (files[i]!.type === "directory") waiting.push(files[i]!);
+      for (const file of files.toReversed()) if (file.type === "directory" && into(file)) waiting.push(file);
     }
   }
 
@@ -165,9 +168,9 @@ export function treeSource(tree: Tree): EntrySource {
     *entries(): Generator<SourceEntry, void, undefined> {
       const links = new LinkFinder();
       for (const { directory, files } of tree.walk()) {
-        if (directory.path === "") yield { header: headerOf(directory) };
+        yield { header: headerOf(directory) };
         for (const file of files) {
-          if (file.type === "socket") continue;
+          if (file.type === "socket" || file.type === "directory") continue;
           const linked = links.find(file);
           const header = headerOf(file, linked);
           yield header.type === "file" && header.size > 0 ? { header, content: tree.content(file) } : { header };

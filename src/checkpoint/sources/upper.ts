@@ -50,7 +50,7 @@ export class UpperSource implements EntrySource {
     const closed = new Set<ByteString>();
     for (const { directory, files } of this.#tree.walk()) {
       this.#check(directory);
-      if (directory.path === "") yield { header: headerOf(directory, undefined, visibleXattrs(directory.xattrs)) };
+      yield { header: headerOf(directory, undefined, visibleXattrs(directory.xattrs)) };
       const marked = isOpaque(directory.xattrs);
       if (marked) opaque.push(directory.path);
       if (marked || closed.has(parentOf(directory.path))) {
@@ -64,7 +64,7 @@ export class UpperSource implements EntrySource {
         if (isWhiteout(file)) {
           deleted.push(file.path);
           whiteouts++;
-        } else if (file.type !== "socket") yield this.#entry(file, links);
+        } else if (file.type !== "socket" && file.type !== "directory") yield this.#entry(file, links);
       }
       if (deleted.length + opaque.length > MARKS_MAX) throw tooMany(this.#tree.path);
     }
