@@ -174,6 +174,8 @@ const PUBLIC_FILES: Readonly<Record<string, string>> = {
   "formats/toc/writing.ts": "the writers of blobs with a TOC",
   "sys/isal.ts": "the workers that inflate load that library, nothing else does",
   // images/ has a door for each operation, so that a command loads what it needs: half of the time of a short one is loading.
+  "registry/log.ts": "who writes a log, without loading the client",
+  "images/containerd-content.ts": "the daemon's differ",
   "images/origin.ts": "pull, load, demo, remote layers",
   "images/pull.ts": "pull, load, demo, remote layers",
   "images/forecast.ts": "pull --dry-run",
