@@ -3,7 +3,7 @@ import { execFileSync } from "node:child_process";
 import { readFileSync, realpathSync } from "node:fs";
 import { join } from "node:path";
 import { type Files, type MadeImage, noise, tar, writeImage } from "../../../src/store/testing/fixtures.ts";
-import type { Machine } from "./machine.ts";
+import { type Machine, PASSWORD, USER } from "./machine.ts";
 import { must } from "./processes.ts";
 
 const EACH = 100;
@@ -144,6 +144,7 @@ export async function push(machine: Machine, name: string, trees: readonly (Tree
   const image = writeImage(layout, tag, tars);
   await must([
     ...["skopeo", "--insecure-policy", "copy", "--quiet", "--preserve-digests", "--dest-tls-verify=false"],
+    ...(machine.guarded ? ["--dest-creds", `${USER}:${PASSWORD}`] : []),
     ...[`oci:${layout}:${tag}`, `docker://${machine.reference(name)}`],
   ]);
   return { layout, name, image };

@@ -24,12 +24,20 @@ export interface MachineOptions {
   readonly way: Way;
   /** Lines of the daemon's configuration. */
   readonly config?: string;
-  readonly registryConfig?: string;
+  /** The registry lets in nobody but USER with PASSWORD. */
+  readonly guarded?: boolean;
+  /** containerd's; one of its own unless given. */
+  readonly namespace?: string;
   /** Further environment of the daemon. */
   readonly env?: Readonly<Record<string, string>>;
   /** Where the daemon's store is, in place of the machine's directory; must propagate. */
   readonly root?: string;
 }
+
+export const USER = "someone";
+export const PASSWORD = "a:pass word";
+/** python3.11 -c 'from crypt import *; print(crypt("a:pass word", mksalt(METHOD_BLOWFISH, rounds=16)))' */
+const PASSWORD_HASH = "$2b$04$gzgidfsZzoVbNoP5gP4xL.BgD04VjYPg3vRvV8xZMp5BisUhgCll.";
 
 let built: Promise<string> | undefined;
 
@@ -42,7 +50,7 @@ export function tools(): Promise<string> {
 export class Machine implements AsyncDisposable {
   readonly directory: string;
   readonly root: string;
-  readonly namespace = `shale-test-${process.pid}-${++counter}`;
+  readonly namespace: string;
   readonly registry: DockerRegistry;
   readonly #options: MachineOptions;
   #way: Way;
@@ -55,6 +63,7 @@ export class Machine implements AsyncDisposable {
     this.directory = directory;
     this.registry = registry;
     this.#options = options;
+    this.namespace = options.namespace ?? `shale-test-${process.pid}-${++counter}`;
     this.#way = options.way;
     this.#env = options.env ?? {};
     this.root = options.root ?? join(directory, "shale");
@@ -67,7 +76,9 @@ export class Machine implements AsyncDisposable {
     const directory = mkdtempSync("/var/tmp/shale-machine-");
     await must(["mount", "--bind", directory, directory]);
     await must(["mount", "--make-shared", directory]);
-    const registry = await startDockerRegistry(join(directory, "registry"), options.registryConfig);
+    writeFileSync(join(directory, "htpasswd"), `${USER}:${PASSWORD_HASH}\n`);
+    const guard = `auth: {htpasswd: {realm: test, path: ${join(directory, "htpasswd")}}}\n`;
+    const registry = await startDockerRegistry(join(directory, "registry"), options.guarded ? guard : "");
     const machine = new Machine(directory, registry, options);
     try {
       const tree = options.generation === "2.1" ? join(out, "sid") : "/";
@@ -91,6 +102,15 @@ export class Machine implements AsyncDisposable {
     return join(this.directory, "containerd.sock");
   }
 
+  /** Of the CRI proxy. */
+  get proxySocket(): string {
+    return join(this.directory, "cri.sock");
+  }
+
+  get guarded(): boolean {
+    return this.#options.guarded ?? false;
+  }
+
   get generation(): Generation {
     return this.#options.generation;
   }
@@ -105,6 +125,9 @@ export class Machine implements AsyncDisposable {
       config,
       `version = 1
 ${this.#options.config ?? ""}
+[cri_proxy]
+address = "${this.proxySocket}"
+backend = "${this.containerdSocket}"
 [containerd]
 address = "${this.containerdSocket}"
 root = "${join(this.directory, "containerd")}"
