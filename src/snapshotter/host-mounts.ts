@@ -4,7 +4,6 @@
  * Whoever uses one keeps it: running containers are not disturbed when its mount point goes.
  */
 import { join } from "node:path";
-import { setImmediate } from "node:timers/promises";
 import { ShaleError } from "../errors/index.ts";
 import type { ChainId } from "../oci/index.ts";
 import type { HostMountRegister, Store, StoreOperation } from "../store/index.ts";
@@ -31,6 +30,9 @@ interface Description {
   readonly uids?: readonly IdRange[];
   readonly gids?: readonly IdRange[];
 }
+
+/** Longer than looking up what is there takes. */
+const NOTABLE_MS = 2;
 
 export class HostMounts {
   readonly #store: Store;
@@ -173,12 +175,16 @@ export class HostMounts {
   }
 
   async #files(operation: StoreOperation, single: boolean, diffIds: HostMountDiffIds) {
+    if (single) {
+      const { image, devices } = operation.layerFiles(operation.getLayer(diffIds[0]!));
+      return { source: image, devices };
+    }
     const began = performance.now();
-    const source = single ? operation.layerFiles(operation.getLayer(diffIds[0]!)) : operation.mergedFiles(diffIds);
+    await operation.ensureMerged(diffIds);
     const durationMs = performance.now() - began;
-    if (diffIds.length > 1 && durationMs > 1) this.#report({ kind: "merged", layers: diffIds.length, durationMs });
-    await setImmediate(); // merging has kept others waiting
-    return { source: source.image, devices: source.devices };
+    if (durationMs > NOTABLE_MS) this.#report({ kind: "merged", layers: diffIds.length, durationMs });
+    const { image, devices } = operation.mergedFiles(diffIds);
+    return { source: image, devices };
   }
 
   /** Ends the mounts that no snapshot has on record. */

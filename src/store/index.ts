@@ -18,29 +18,29 @@ import { ShaleError } from "../errors/index.ts";
 import type { TocLocation } from "../formats/toc/index.ts";
 import type { DiffId, Digest, ImageConfig } from "../oci/index.ts";
 import { ensureDirectory, findFile } from "../sys/index.ts";
-import * as chunks from "./chunks.ts";
 import { type CheckOptions, type CheckReport, checkSize, checkStore, quarantineDamage } from "./check.ts";
+import * as chunks from "./chunks.ts";
+import { ensureClones } from "./clones.ts";
 import type { StoreContext } from "./context.ts";
 import { Database } from "./database.ts";
 import { Download } from "./downloads.ts";
-import { ensureClones } from "./clones.ts";
 import * as encodings from "./encodings.ts";
 import { collectGarbage, type GarbageReport } from "./garbage.ts";
 import * as images from "./images.ts";
-import { IngestPool } from "./ingest/pool.ts";
 import type { Arrivals } from "./ingest/arrivals.ts";
+import { IngestPool } from "./ingest/pool.ts";
 import type { AssembleOutcome, BadSource, FeedSource, IngestResult, LayerForm, PlanOffer } from "./ingest/protocol.ts";
 import * as layers from "./layers.ts";
 import { Layout } from "./layout.ts";
 import { Lease, recoverFromReboot, recoverStaging } from "./leases.ts";
 import { type LinkArea, openLinkArea } from "./links.ts";
+import { ensureMergedInThread } from "./merged.ts";
 import * as mountRecords from "./mount-records.ts";
 import { Reserve } from "./reserve.ts";
 import { SnapshotRegister } from "./snapshot-register.ts";
 import * as snapshots from "./snapshots.ts";
-import { type ImageSummary, imagesOfLayers, type StoreTotals, summarizeImages, sumLayers } from "./summaries.ts";
+import { type ImageSummary, imagesOfLayers, type StoreTotals, sumLayers, summarizeImages } from "./summaries.ts";
 import {
-  getLayer,
   type ImageFiles,
   type LayerTar,
   layerFiles,
@@ -64,8 +64,8 @@ export { Arrivals } from "./ingest/arrivals.ts";
 export type { AssembleOutcome, BadSource, FeedSource, IngestResult, LayerForm, PlanOffer } from "./ingest/protocol.ts";
 export type { PlanSummary } from "./ingest/toc-plan.ts";
 export type { LayerRecord } from "./layers.ts";
-export type { LinkArea, LinkUsage } from "./links.ts";
 export { LIMITS as STORE_LIMITS } from "./limits.ts";
+export type { LinkArea, LinkUsage } from "./links.ts";
 export type { MountRecord } from "./mount-records.ts";
 export { alreadyExists, type NewSnapshot, notFound, SnapshotRegister } from "./snapshot-register.ts";
 export {
@@ -370,7 +370,7 @@ export class StoreOperation implements Disposable {
 
   /** NOT_FOUND when it is absent, DATA_LOSS when `check` took it out of sight. */
   getLayer(diffId: DiffId): layers.LayerRecord {
-    return getLayer(this.#context, diffId);
+    return layers.getLayer(this.#context, diffId);
   }
   openLayer(layer: layers.LayerRecord): OpenTree {
     return openLayer(this.#context, layer);
@@ -381,6 +381,10 @@ export class StoreOperation implements Disposable {
   }
   layerFiles(layer: layers.LayerRecord): ImageFiles {
     return layerFiles(this.#context, layer);
+  }
+  /** Has the merged image of a chain made by a thread, so that `mergedFiles` and `openChain` find it. */
+  async ensureMerged(diffIds: readonly DiffId[]): Promise<void> {
+    await ensureMergedInThread(this.#context, this.#lease, this.#pool, diffIds);
   }
   mergedFiles(diffIds: readonly DiffId[]): ImageFiles {
     return mergedFiles(this.#context, this.#lease, diffIds);

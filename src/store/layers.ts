@@ -6,6 +6,7 @@
  * the commit point. What a crash leaves before that point is found by its lease directory and removed (leases.ts).
  */
 import { join } from "node:path";
+import { ShaleError } from "../errors/index.ts";
 import type { LayerNotice } from "../formats/layer-index/builder.ts";
 import { decodePayloads, type Payload } from "../formats/payload-table/index.ts";
 import type { DiffId } from "../oci/index.ts";
@@ -82,6 +83,27 @@ export function findLayer(
     form,
   );
   return row && layerFromRow(row);
+}
+
+/** As `findLayer`; NOT_FOUND when it is absent, DATA_LOSS when `check` took it out of sight. */
+export function getLayer(context: StoreContext, diffId: DiffId): LayerRecord {
+  const layer = findLayer(context, diffId);
+  if (layer !== undefined) return layer;
+  const damaged = context.database.get("SELECT damage FROM layers WHERE diff_id = ? AND damage IS NOT NULL", diffId);
+  if (damaged !== undefined) {
+    throw new ShaleError("DATA_LOSS", `Cannot read layer ${diffId}: ${damaged.damage}`, {
+      hint: "Run shale check --repair, or pull the image again",
+    });
+  }
+  throw new ShaleError("NOT_FOUND", `Cannot read layer ${diffId}: it is not in the store`);
+}
+
+/** FAILED_PRECONDITION for a checkpoint that is kept as an archive: its image has made-up names. */
+export function requireTree({ diffId, form }: LayerRecord): void {
+  if (form === "tree") return;
+  throw new ShaleError("FAILED_PRECONDITION", `Cannot open layer ${diffId}: it is the archive of a checkpoint`, {
+    hint: "shale checkpoint export gives the archive back",
+  });
 }
 
 /**

@@ -6,6 +6,7 @@ import { availableParallelism } from "node:os";
 import { MessageChannel, type MessagePort, Worker } from "node:worker_threads";
 import { ShaleError } from "../../errors/index.ts";
 import { threadEnvironment } from "../../sys/index.ts";
+import type { MergedImage } from "../merge-image.ts";
 import type { Arrivals } from "./arrivals.ts";
 import {
   type AssembleJob,
@@ -18,6 +19,7 @@ import {
   type IngestJob,
   type IngestResult,
   type JobResult,
+  type MergeJob,
   type PlanAnswer,
   type PlanOffer,
   type WorkerJob,
@@ -47,6 +49,7 @@ export interface AssembleRequest extends Omit<AssembleJob, Added | "port">, Watc
 }
 
 export type ChunkScanRequest = Omit<ChunkScanJob, Added>;
+export type MergeRequest = Omit<MergeJob, Added>;
 
 type WithoutAdded<J> = J extends WorkerJob ? Omit<J, "number" | "control"> : never;
 
@@ -100,7 +103,14 @@ export class IngestPool implements AsyncDisposable {
   async ingest(request: IngestRequest, options: { readonly signal?: AbortSignal } = {}): Promise<IngestResult> {
     const { onConsumed, ...job } = request;
     const result = await this.#run({ ...job, kind: "ingest" }, [], onConsumed, options.signal);
-    if ("kind" in result || "digests" in result) throw new RangeError("the answer to another job");
+    if (!("diffId" in result)) throw new RangeError("the answer to another job");
+    return result;
+  }
+
+  /** Writes the merged image of a chain. Before ingests that wait, and beside them if need be: a container waits for it. */
+  async merge(request: MergeRequest): Promise<MergedImage> {
+    const result = await this.#run({ ...request, kind: "merge" }, [], undefined, undefined);
+    if (!("sha256" in result)) throw new RangeError("the answer to another job");
     return result;
   }
 
@@ -138,7 +148,9 @@ export class IngestPool implements AsyncDisposable {
   ): Promise<JobResult> {
     if (this.#closed) return Promise.reject(new ShaleError("FAILED_PRECONDITION", "Cannot ingest: the pool is closed"));
     return new Promise((resolve, reject) => {
-      this.#queue.push({ job, transfer, onConsumed, signal, resolve, reject });
+      const waiting = { job, transfer, onConsumed, signal, resolve, reject };
+      if (job.kind === "merge") this.#queue.unshift(waiting);
+      else this.#queue.push(waiting);
       this.#next();
     });
   }
@@ -185,7 +197,8 @@ export class IngestPool implements AsyncDisposable {
   #next(): void {
     while (this.#queue.length > 0) {
       const free = this.#threads.find((thread) => thread.running === undefined);
-      if (free === undefined && this.#threads.length >= this.#limit) return;
+      const limit = this.#queue[0]!.job.kind === "merge" ? this.#limit + 1 : this.#limit;
+      if (free === undefined && this.#threads.length >= limit) return;
       this.#give(free ?? this.#start(), this.#queue.shift()!);
     }
   }

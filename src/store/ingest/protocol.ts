@@ -3,6 +3,8 @@ import type { MessagePort } from "node:worker_threads";
 import type { ByteRange } from "../../bytes/index.ts";
 import type { ErrorCode } from "../../errors/index.ts";
 import type { TocLocation } from "../../formats/toc/index.ts";
+import type { ChainId } from "../../oci/index.ts";
+import type { MergedImage } from "../merge-image.ts";
 import type { WrittenLayer } from "./layer-writer.ts";
 import type { PlanSummary } from "./toc-plan.ts";
 
@@ -69,7 +71,18 @@ export interface ChunkScanJob extends Job {
   readonly toc: TocLocation | undefined;
 }
 
-export type WorkerJob = IngestJob | AssembleJob | ChunkScanJob;
+/** Writes the merged image of a chain; see ../merge-image.ts. */
+export interface MergeJob extends Job {
+  readonly kind: "merge";
+  /** That the image will have; for messages. */
+  readonly id: string;
+  readonly chainId: ChainId;
+  /** Metadata images, lowest first. */
+  readonly images: readonly string[];
+  readonly target: string;
+}
+
+export type WorkerJob = IngestJob | AssembleJob | ChunkScanJob | MergeJob;
 
 export interface PlanOffer {
   readonly summary: PlanSummary;
@@ -142,7 +155,7 @@ export interface SerializedError {
 }
 
 /** What a job ends with, by its kind. */
-export type JobResult = IngestResult | AssembleOutcome | ChunkRows;
+export type JobResult = IngestResult | AssembleOutcome | ChunkRows | MergedImage;
 
 export type WorkerReply =
   | { readonly kind: "ready" }

@@ -15,9 +15,10 @@ import { closeFile, makeDirectory, openFile } from "../../sys/index.ts";
 import { loadIsal } from "../../sys/isal.ts";
 import { Database } from "../database.ts";
 import { LIMITS } from "../limits.ts";
+import { writeMerged } from "../merge-image.ts";
+import { ArchiveSplitter } from "./archive-splitter.ts";
 import { assemble } from "./assemble.ts";
 import { scanChunks } from "./chunk-scan.ts";
-import { ArchiveSplitter } from "./archive-splitter.ts";
 import { NO_DEDUPE, storeDedupeIndex } from "./dedupe-index.ts";
 import { readFeed } from "./feed.ts";
 import { LayerWriter } from "./layer-writer.ts";
@@ -68,6 +69,8 @@ async function work(job: WorkerJob): Promise<JobResult> {
       return await assemble(job, database, check, stop.signal);
     case "chunk scan":
       return await scanChunks(job, check, stop.signal);
+    case "merge":
+      return writeMerged(job.chainId, job.images, job.target);
   }
 }
 
