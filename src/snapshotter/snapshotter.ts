@@ -23,6 +23,7 @@ import {
   setOwnership,
   wallClockNs,
 } from "../sys/index.ts";
+import { Anticipation } from "./anticipation.ts";
 import { imageLayers, planBases } from "./bases.ts";
 import { Converter } from "./converter.ts";
 import { compileFilters } from "./filters/index.ts";
@@ -74,6 +75,7 @@ class StoreSnapshotter implements Snapshotter {
   readonly #options: SnapshotterOptions;
   readonly #mounts: HostMounts;
   readonly #converter: Converter;
+  readonly #anticipation: Anticipation;
   readonly #syncer: Syncer;
   readonly #usage = new UsageMeter();
   /** Committed directories that are being measured. */
@@ -87,6 +89,7 @@ class StoreSnapshotter implements Snapshotter {
     const report = (event: SnapshotterEvent) => options.onEvent?.(event);
     this.#mounts = new HostMounts(store, register.hostMounts, (id) => register.directoryOf(id), report);
     this.#converter = new Converter(store, register, report);
+    this.#anticipation = new Anticipation(register, this.#mounts, report);
     this.#syncer = new Syncer(store.root, register, report);
     if (register.unsynced().length > 0) this.#syncer.request();
     if (options.convertPlain) for (const { id } of register.plain()) this.#converter.add(id);
@@ -136,6 +139,7 @@ class StoreSnapshotter implements Snapshotter {
 
   async prepare(key: string, parent: string, labels: Labels, options: Cancellable = {}) {
     const below = this.#checkNew(key, parent, labels, options);
+    using _ = this.#anticipation.build(below?.id);
     const ref = labels[REF_LABEL];
     if (ref !== undefined && (await this.#ensureRemote(ref, below, labels, options))) throw alreadyExists(key);
     return await this.#create("active", key, below, labels, options);
@@ -249,6 +253,7 @@ class StoreSnapshotter implements Snapshotter {
       this.#register.insertCommitted({
         ...{ id, name, labels, diffId, parent: parent?.name ?? "", createdAt: this.#now() },
       });
+      this.#expectContainer(id);
       return true;
     });
     return done ?? false;
@@ -306,12 +311,16 @@ class StoreSnapshotter implements Snapshotter {
     if (directory && findFile(path) === undefined) this.#restoreDirectory(active);
     const { id } = this.#register.commit(key, { name, labels, parent, directory, at: this.#now() });
     this.#usage.forget(id);
-    if (!directory) return;
+    if (!directory) return this.#expectContainer(id);
     this.#syncer.request();
     this.#measureCommitted(id).catch((error: unknown) => {
       this.#options.onEvent?.({ kind: "trouble", what: `Cannot measure snapshot ${name}`, error });
     });
     if (this.#options.convertPlain) this.#converter.add(id);
+  }
+
+  #expectContainer(id: number): void {
+    if ((this.#options.mode ?? "merged") === "merged") this.#anticipation.expect(id);
   }
 
   async remove(key: string): Promise<void> {
@@ -434,6 +443,7 @@ class StoreSnapshotter implements Snapshotter {
   // --- the end
 
   async settled(): Promise<void> {
+    await this.#anticipation.settled();
     await this.#converter.settled();
     await this.#syncer.settled();
     while (this.#measuring.size > 0) await Promise.allSettled(this.#measuring.values());
@@ -442,6 +452,7 @@ class StoreSnapshotter implements Snapshotter {
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
+    await this.#anticipation.close();
     await this.#converter.close();
     await this.#syncer.settled(); // so that the machine may go down now
     while (this.#measuring.size > 0) await Promise.allSettled(this.#measuring.values());

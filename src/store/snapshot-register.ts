@@ -167,6 +167,10 @@ export class SnapshotRegister implements Disposable {
       .map(snapshotFromRow);
   }
 
+  hasChildren(id: number): boolean {
+    return this.#context.database.get("SELECT 1 FROM snapshots WHERE parent = ? LIMIT 1", id) !== undefined;
+  }
+
   /** Records a new active snapshot or view. ALREADY_EXISTS, NOT_FOUND, INVALID_ARGUMENT as for Prepare. */
   insert(
     snapshot: NewSnapshot & Pick<SnapshotRecord, "kind" | "bases" | "options" | "directory" | "unsyncedSince">,
@@ -381,7 +385,7 @@ export class SnapshotRegister implements Disposable {
       const row = database.get("SELECT id FROM snapshots WHERE name = ?", name);
       if (row === undefined) throw notFound(name);
       const found = Number(row.id);
-      if (database.get("SELECT 1 FROM snapshots WHERE parent = ? LIMIT 1", found) !== undefined) {
+      if (this.hasChildren(found)) {
         throw new ShaleError(
           "FAILED_PRECONDITION",
           `cannot remove snapshot ${name}: it is the parent of others: failed precondition`,
