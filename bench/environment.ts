@@ -32,6 +32,8 @@ export interface Environment extends AsyncDisposable {
   /** Everything the benchmark writes is below it, on the file system under test. */
   readonly work: string;
   readonly images: readonly BenchImage[];
+  /** The OCI layout that they come from. */
+  readonly layout: string;
   /** An image of one empty directory: pulling it loads all of a contestant's programs, and none of its data. */
   readonly warmUp: BenchImage;
   readonly registryPid: number;
@@ -95,7 +97,7 @@ export async function openEnvironment(options: EnvironmentOptions): Promise<Envi
   const tiny = makeManyEntries(join(work, "warm-up"), 1);
   const warmUp = await publish(join(work, "warm-up"), tiny.tag, "warm-up");
   const owned = stack.move();
-  return { work, images, warmUp, registryPid: pid, signal, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+  return { work, images, layout, warmUp, registryPid: pid, signal, [Symbol.asyncDispose]: () => owned.disposeAsync() };
 }
 
 interface Registry extends AsyncDisposable {

@@ -2,6 +2,7 @@ import { ShaleError } from "../../src/errors/index.ts";
 import { exports } from "./export.ts";
 import { images } from "./images.ts";
 import { memory } from "./memory.ts";
+import { partial } from "./partial.ts";
 import { pull } from "./pull.ts";
 import { read } from "./read.ts";
 import { rm } from "./rm.ts";
@@ -9,7 +10,7 @@ import type { Scenario } from "./scenario.ts";
 import { space } from "./space.ts";
 
 /** In the order they run and are reported. */
-export const SCENARIOS: readonly Scenario[] = [pull, memory, space, rm, images, read, exports];
+export const SCENARIOS: readonly Scenario[] = [pull, memory, space, rm, images, read, exports, partial];
 
 /** Throws INVALID_ARGUMENT for an unknown id. */
 export function scenariosNamed(ids: readonly string[]): Scenario[] {

@@ -43,7 +43,7 @@ export async function forecastPull(store: Store, origin: Origin, options: PullOp
   const outlooks = await mapConcurrent(
     layers.values(),
     LOOKS,
-    (layer, _, stop) => forecastLayer(store, operation, layer, stop),
+    (layer, _, stop) => forecastLayer(store, operation, options.whole ? { ...layer, parts: undefined } : layer, stop),
     signal ? { signal } : {},
   );
   return { name, layers: outlooks };

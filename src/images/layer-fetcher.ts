@@ -31,13 +31,16 @@ type Expected = { readonly digest?: Digest; readonly diffId: DiffId };
 export class LayerFetcher {
   readonly #operation: StoreOperation;
   readonly #progress: Progress;
+  readonly #whole: boolean;
   /** Layers that are sealed and wait for the commit that is about to happen. */
   #waiting: IngestResult[] = [];
   #scheduled: Promise<void> | undefined;
 
-  constructor(operation: StoreOperation, progress: Progress) {
+  /** `whole`: layers are not pulled in parts. */
+  constructor(operation: StoreOperation, progress: Progress, options: { readonly whole?: boolean } = {}) {
     this.#operation = operation;
     this.#progress = progress;
+    this.#whole = options.whole ?? false;
   }
 
   /** The layer if the store has it; undefined when it has to be fetched. */
@@ -125,7 +128,7 @@ export class LayerFetcher {
     signal: AbortSignal,
   ): Promise<PartialOutcome | undefined> {
     const { diffId, digest, mediaType, size, parts } = layer;
-    if (parts === undefined || digest === undefined) return undefined;
+    if (this.#whole || parts === undefined || digest === undefined) return undefined;
     const outcome = await pullInParts(this.#operation, { diffId, digest, mediaType, size, parts }, download, {
       signal,
       onConsumed: advances(task),

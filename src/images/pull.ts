@@ -35,6 +35,8 @@ export interface PullOptions {
   readonly allPlatforms?: boolean;
   /** Name in the store, instead of the origin's. */
   readonly name?: string;
+  /** Layers are not pulled in parts. */
+  readonly whole?: boolean;
   /** Layers fetched at a time. */
   readonly jobs?: number;
   readonly signal?: AbortSignal;
@@ -60,7 +62,7 @@ export async function pullImage(store: Store, origin: Origin, options: PullOptio
 
   const pulled = new Map<DiffId, PulledLayer>();
   for (let round = 1; ; round++) {
-    const fetcher = new LayerFetcher(operation, progress);
+    const fetcher = new LayerFetcher(operation, progress, { whole: options.whole ?? false });
     const missing: OriginLayer[] = [];
     for (const layer of layers.values()) {
       const present = fetcher.findPresent(layer);

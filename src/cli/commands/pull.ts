@@ -34,6 +34,7 @@ containerd reads them.
     platform: PLATFORM,
     "all-platforms": { type: "flag", help: "Fetch every platform of a multi-platform image" },
     ...REGISTRY,
+    whole: { type: "flag", help: "Fetch layers as a whole, also where parts would do" },
     "dry-run": { type: "flag", help: "Only tell what would be fetched" },
     jobs: {
       type: "number",
@@ -84,6 +85,7 @@ containerd reads them.
           signal,
           progress,
           allPlatforms: values["all-platforms"],
+          whole: values.whole,
           ...(platform === undefined ? {} : { platform }),
           ...(values.jobs === undefined ? {} : { jobs: values.jobs }),
         };
