@@ -7,6 +7,7 @@ import {
   type ArchiveIndex,
   type ArchiveMember,
   type CheckpointArchive,
+  compareDigests,
   decodeIndex,
   INDEX_SIZE_MAX,
   isNested,
@@ -130,23 +131,13 @@ function checkSize({ size }: ArchiveIndex, { entry }: ArchiveMember): void {
 
 /** Throws DATA_LOSS for a section that is not what was written, that is missing, or that was added. */
 function compare(index: ArchiveIndex, found: readonly SectionDigests[]): RestoreResult["verified"] {
-  const key = ({ section }: SectionDigests) => `${section.kind}/${section.name}`;
-  const there = new Map(found.map((each) => [key(each), each]));
-  const fail = ({ section }: SectionDigests, problem: string) =>
-    new ShaleError("DATA_LOSS", `Cannot restore the checkpoint: section ${displayBytes(section.name)} ${problem}`, {
+  return compareDigests(index.digests, found).map(({ section, problem, data }) => {
+    const name = displayBytes(section.name);
+    if (problem === undefined) return { section: name, data };
+    throw new ShaleError("DATA_LOSS", `Cannot restore the checkpoint: section ${name} ${problem}`, {
       hint: "The archive was changed since it was written: get it again from where it was made",
     });
-  const verified = index.digests.map((expected) => {
-    const actual = there.get(key(expected));
-    if (actual === undefined) throw fail(expected, "is missing");
-    if (actual.structure !== expected.structure) throw fail(expected, "does not match its digest");
-    const checked = expected.data !== undefined && actual.data !== undefined;
-    if (checked && actual.data !== expected.data) throw fail(expected, "has data that does not match its digest");
-    there.delete(key(expected));
-    return { section: displayBytes(expected.section.name), data: checked };
   });
-  for (const [name, extra] of there) if (!name.startsWith("index/")) throw fail(extra, "was added");
-  return verified;
 }
 
 /** One restore under way: where each section goes. */

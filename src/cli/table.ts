@@ -104,6 +104,11 @@ export const COMMANDS: readonly CommandEntry[] = [
     group: CHECKPOINTS,
     load: async () => (await import("./commands/checkpoint/convert.ts")).checkpointConvert,
   },
+  {
+    name: "checkpoint verify",
+    group: CHECKPOINTS,
+    load: async () => (await import("./commands/checkpoint/verify.ts")).checkpointVerify,
+  },
   { name: "df", group: STORE, load: async () => (await import("./commands/df.ts")).df },
   { name: "rm", group: STORE, load: async () => (await import("./commands/rm.ts")).rm },
   { name: "gc", group: STORE, load: async () => (await import("./commands/gc.ts")).gc },

@@ -24,6 +24,37 @@ export interface SectionDigests {
   readonly data: string | undefined;
 }
 
+export interface SectionVerdict {
+  readonly section: Section;
+  /** What is wrong, as "does not match its digest"; undefined when nothing is. */
+  readonly problem: string | undefined;
+  /** Its data was compared too; else there was no digest of it, or it was not read. */
+  readonly data: boolean;
+}
+
+/** What was written against what is there: sections in the order of `expected`, then those that were added. */
+export function compareDigests(
+  expected: readonly SectionDigests[],
+  found: readonly SectionDigests[],
+): SectionVerdict[] {
+  const key = ({ section }: SectionDigests) => `${section.kind}/${section.name}`;
+  const there = new Map(found.map((each) => [key(each), each]));
+  const verdicts = expected.map((written): SectionVerdict => {
+    const { section } = written;
+    const actual = there.get(key(written));
+    there.delete(key(written));
+    if (actual === undefined) return { section, problem: "is missing", data: false };
+    const data = written.data !== undefined && actual.data !== undefined;
+    if (actual.structure !== written.structure) return { section, problem: "does not match its digest", data };
+    const differs = data && actual.data !== written.data;
+    return { section, problem: differs ? "has data that does not match its digest" : undefined, data };
+  });
+  for (const { section } of there.values()) {
+    if (section.kind !== "index") verdicts.push({ section, problem: "was added", data: false });
+  }
+  return verdicts;
+}
+
 interface State {
   readonly section: Section;
   readonly structure: Hash;

@@ -27,7 +27,7 @@ export {
 } from "./archive.ts";
 export type { ArchiveCompression } from "./compression.ts";
 export { type Dialect, DialectDetector } from "./dialect.ts";
-export { DATA_FROM, SectionDigester, type SectionDigests } from "./digests.ts";
+export { compareDigests, DATA_FROM, SectionDigester, type SectionDigests, type SectionVerdict } from "./digests.ts";
 export { type ArchiveIndex, decodeIndex, encodeIndex, INDEX_SIZE_MAX } from "./index-member.ts";
 export type { FilePlace } from "./input.ts";
 export {

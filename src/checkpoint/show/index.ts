@@ -7,5 +7,13 @@
  * the limits of the formats. FormatError for what is no such archive.
  */
 export { type ListedFile, type ListOptions, listArchive } from "./list.ts";
-export { type ContainerFacts, decodeDeleted, decodeSpec, MAX_METADATA, type SpecFacts } from "./metadata.ts";
+export {
+  type ContainerFacts,
+  decodeContainer,
+  decodeDeleted,
+  decodeNetworks,
+  decodeSpec,
+  MAX_METADATA,
+  type SpecFacts,
+} from "./metadata.ts";
 export { type CheckpointSurvey, type SectionSize, surveyArchive, type SurveyOptions } from "./survey.ts";
