@@ -132,7 +132,8 @@ export class Crew implements AsyncDisposable {
     this.#onDeath = () => {
       // Out of memory, or a mistake of ours. Its descriptors are the process's, and closed with the checkout's.
       const cause = this.#threads.find((thread) => thread.death !== undefined)?.death?.cause;
-      fail(new ShaleError("INTERNAL", "Cannot check out: a thread died", { cause }));
+      const why = cause instanceof Error ? `: ${cause.message}` : "";
+      fail(new ShaleError("INTERNAL", `Cannot check out: a thread died${why}`, { cause }));
       hand();
       endIfAll();
     };

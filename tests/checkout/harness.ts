@@ -14,6 +14,7 @@ const DRIVER = join(import.meta.dirname, "driver.ts");
 export interface DriverEnd {
   readonly code: number | null;
   readonly signal: NodeJS.Signals | null;
+  /** Or the message of the error that it printed. */
   readonly stderr: string;
   /** What it printed. */
   readonly result:
@@ -63,7 +64,8 @@ export function runDriver({
     });
     child.on("error", reject);
     child.on("close", (code, signal) => {
-      resolve({ code, signal, stderr, result: stdout === "" ? undefined : JSON.parse(stdout) });
+      const result = stdout === "" ? undefined : JSON.parse(stdout);
+      resolve({ code, signal, stderr: result?.message ?? stderr, result });
     });
   });
 }
