@@ -11,7 +11,7 @@
 
 const WINDOW = 64;
 const CHAR_OFFSET = 31;
-/** sum of 31 over the window, and of 31 times its weights 1..63 twice: what 64 zeros give. */
+/** Where the sums begin, and where 64 zeros bring them back to. bup's s2 is more than the weights 1..64 would give. */
 const ZERO_S1 = WINDOW * CHAR_OFFSET;
 const ZERO_S2 = WINDOW * (WINDOW - 1) * CHAR_OFFSET;
 const SPLIT_MASK = 0xffff;

@@ -110,6 +110,8 @@ export class ZstdChunkedWriter {
         await this.#settle();
       }
       decoder.end();
+      // not even the end of an archive: its tar-split would be empty, which readers refuse
+      if (this.#tarOffset === 0) throw new NotConvertibleError("", "the tar has no bytes");
       this.#endArchive();
       yield* this.#frames.finish();
       await this.#settle();
