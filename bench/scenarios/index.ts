@@ -1,4 +1,5 @@
 import { ShaleError } from "../../src/errors/index.ts";
+import { checkout } from "./checkout.ts";
 import { exports } from "./export.ts";
 import { images } from "./images.ts";
 import { memory } from "./memory.ts";
@@ -10,7 +11,7 @@ import type { Scenario } from "./scenario.ts";
 import { space } from "./space.ts";
 
 /** In the order they run and are reported. */
-export const SCENARIOS: readonly Scenario[] = [pull, memory, space, rm, images, read, exports, partial];
+export const SCENARIOS: readonly Scenario[] = [pull, memory, space, rm, images, read, exports, partial, checkout];
 
 /** Throws INVALID_ARGUMENT for an unknown id. */
 export function scenariosNamed(ids: readonly string[]): Scenario[] {
