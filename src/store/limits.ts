@@ -9,6 +9,6 @@ export const LIMITS = {
   layerContentSize: 2 ** 40,
   /** The uncompressed tar of one layer. */
   layerTarSize: 2 ** 40,
-  /** Chunks of a layer that is pulled in parts; 16 bytes of memory each, and 150 for one that is fetched. */
-  tocChunks: 2_000_000,
+  /** Chunks of a layer that is pulled in parts; 16 bytes of memory each, and 120 for one that is fetched. */
+  tocChunks: 1_000_000,
 } as const;
