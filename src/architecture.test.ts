@@ -194,6 +194,7 @@ const PUBLIC_FILES: Readonly<Record<string, string>> = {
   "checkpoint/show/index.ts": "checkpoint show, checkpoint ls",
   "checkpoint/convert/index.ts": "checkpoint convert",
   "checkpoint/verify/index.ts": "checkpoint verify",
+  "checkpoint/diff/index.ts": "checkpoint diff",
   "checkpoint/transport/index.ts": "checkpoint push, checkpoint pull",
   "checkpoint/vault/index.ts": "checkpoint import, checkpoint export, checkpoint list",
   "images/layer-tar.ts": "checkpoint export",

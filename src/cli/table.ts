@@ -105,6 +105,11 @@ export const COMMANDS: readonly CommandEntry[] = [
     load: async () => (await import("./commands/checkpoint/convert.ts")).checkpointConvert,
   },
   {
+    name: "checkpoint diff",
+    group: CHECKPOINTS,
+    load: async () => (await import("./commands/checkpoint/diff.ts")).checkpointDiff,
+  },
+  {
     name: "checkpoint verify",
     group: CHECKPOINTS,
     load: async () => (await import("./commands/checkpoint/verify.ts")).checkpointVerify,
