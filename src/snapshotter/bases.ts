@@ -18,8 +18,15 @@ export type Base =
 /** Bytes that one base needs in the lowerdir option, relative to the root: "snapshots/1234567/fs:". */
 const BASE_LENGTH = 21;
 
-/** The bases of `chain` (lowest snapshot first), uppermost first. */
-export function planBases(chain: readonly SnapshotRecord[], mode: MountMode): readonly Base[] {
+/**
+ * The bases of `chain` (lowest snapshot first), uppermost first. `bare`: where there is one only, it is shown as it is, not
+ * through an overlay.
+ */
+export function planBases(
+  chain: readonly SnapshotRecord[],
+  mode: MountMode,
+  { bare = false }: { readonly bare?: boolean } = {},
+): readonly Base[] {
   const upwards = chain.flatMap((snapshot): Base[] => [
     ...(snapshot.diffId === undefined ? [] : [{ kind: "layer", diffId: snapshot.diffId } as const]),
     ...(snapshot.directory ? [{ kind: "directory", id: snapshot.id } as const] : []),
@@ -30,8 +37,9 @@ export function planBases(chain: readonly SnapshotRecord[], mode: MountMode): re
     .flatMap((base) => (base.kind === "layer" ? [base.diffId] : []));
   const tooMany =
     upwards.length > SNAPSHOTTER_LIMITS.bases || upwards.length * BASE_LENGTH > SNAPSHOTTER_LIMITS.lowerOption;
-  // The lowest layer has nothing to hide anything of: as a chain of one it shows no whiteouts.
-  const merged = mode === "merged" || tooMany ? lowest : lowest.slice(0, 1);
+  // As a chain of one, a layer shows none of its whiteouts; an overlay hides them itself.
+  const single = bare && upwards.length === 1;
+  const merged = mode === "merged" || tooMany || single ? lowest : [];
   const rest = upwards.slice(merged.length);
   return [...(merged.length === 0 ? [] : [{ kind: "chain", diffIds: merged } as const]), ...rest].reverse();
 }

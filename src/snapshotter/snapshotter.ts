@@ -185,7 +185,7 @@ class StoreSnapshotter implements Snapshotter {
     const chain = parent === undefined ? [] : this.#register.chainOf(parent.id);
     for (const snapshot of chain) checkSound(snapshot);
     const mode = isUnpack(key, labels) ? "stacked" : (this.#options.mode ?? "merged");
-    using bases = await this.#mounts.use(planBases(chain, mode), mapping);
+    using bases = await this.#mounts.use(planBases(chain, mode, { bare: kind === "view" }), mapping);
     throwIfAborted(signal);
     this.#checkOpen();
     const paths = bases.recorded.map((base) => this.#mounts.pathOf(base));
