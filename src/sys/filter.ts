@@ -1,6 +1,5 @@
 /** A program as a stage of a stream: bytes in, bytes out, with backpressure on both sides. */
 import { spawn } from "node:child_process";
-import { closeSync, fstatSync, openSync, readSync } from "node:fs";
 import { cancelled, throwIfAborted } from "../async/index.ts";
 import { errnoOf, ShaleError } from "../errors/index.ts";
 
@@ -73,41 +72,4 @@ async function feed(stdin: NodeJS.WritableStream, source: AsyncIterable<Uint8Arr
     if (gone) break;
   }
   stdin.end();
-}
-
-/** How a command ended that started something which goes on. */
-export interface DetachedResult {
-  readonly code: number | undefined;
-  readonly stderr: string;
-}
-
-/**
- * Runs a command that leaves processes behind with its own stdin, stdout and stderr: those are /dev/null and the end of the file
- * `output`, in no pipe that this process would have to wait for. Resolves when the command itself has ended.
- */
-export function runDetaching(
-  command: string,
-  args: readonly string[],
-  options: { readonly output: string; readonly signal?: AbortSignal },
-): Promise<DetachedResult> {
-  throwIfAborted(options.signal);
-  const { signal } = options;
-  const output = openSync(options.output, "a+", 0o600);
-  const before = fstatSync(output).size;
-  return new Promise<DetachedResult>((resolve, reject) => {
-    const child = spawn(command, args, { stdio: ["ignore", output, output] });
-    const onAbort = () => child.kill("SIGKILL");
-    signal?.addEventListener("abort", onAbort, { once: true });
-    child.on("error", (cause) => {
-      const code = errnoOf(cause) === "ENOENT" ? "NOT_FOUND" : "FAILED_PRECONDITION";
-      reject(new ShaleError(code, `Cannot run ${command}: ${cause.message}`, { cause }));
-    });
-    child.on("exit", (code) => {
-      signal?.removeEventListener("abort", onAbort);
-      if (signal?.aborted) return reject(cancelled(signal));
-      const said = Buffer.alloc(STDERR_LIMIT);
-      const length = readSync(output, said, 0, said.length, before);
-      resolve({ code: code ?? undefined, stderr: said.toString("utf8", 0, length) });
-    });
-  }).finally(() => closeSync(output));
 }

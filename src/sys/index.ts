@@ -10,6 +10,7 @@ export * from "./byte-stream.ts";
 export * from "./beneath.ts";
 export * from "./copy.ts";
 export * from "./data-ranges.ts";
+export * from "./detach.ts";
 export * from "./disk-usage.ts";
 export {
   crashPoint,

@@ -155,6 +155,14 @@ export function cloneRange(
   ioctl(target, FICLONERANGE, range, "ioctl(FICLONERANGE)");
 }
 
+/** pipe2(2) with O_CLOEXEC: the ends for reading and writing. Node's own "pipes" are sockets. */
+export function pipe(): { readonly read: number; readonly write: number } {
+  const O_CLOEXEC = 0o2000000;
+  const ends = new Int32Array(2);
+  call("int pipe2(void *, int)", "pipe2", undefined, ends, O_CLOEXEC);
+  return { read: ends[0]!, write: ends[1]! };
+}
+
 export const SYNC_FILE_RANGE_WAIT_BEFORE = 1;
 export const SYNC_FILE_RANGE_WRITE = 2;
 export const SYNC_FILE_RANGE_WAIT_AFTER = 4;

@@ -35,11 +35,11 @@ export async function runCheckpoint(options: RunCheckpointOptions): Promise<stri
   try {
     const images = join(bundle, MEMBER.images);
     const args = ["restore", "--detach", "--bundle", bundle, "--image-path", images, "--work-path", bundle, id];
-    const { code, stderr } = await runDetaching(runtime, args, {
+    const { code, said } = await runDetaching(runtime, args, {
       output: join(bundle, OUTPUT),
       ...(signal && { signal }),
     });
-    if (code !== 0) throw restoreError(runtime, stderr, join(bundle, "restore.log"));
+    if (code !== 0) throw restoreError(runtime, said, join(bundle, "restore.log"));
     runs = true;
     return id;
   } finally {

@@ -1,0 +1,157 @@
+/**
+ * Processes that go on: real podman, crun and runc checkpoint and restore, and so does shale, in all four directions. Run by
+ * `npm run test:checkpoint-lab`, which makes the tree of peers first; takes about a minute more.
+ */
+import assert from "node:assert/strict";
+import { mkdirSync } from "node:fs";
+import { join } from "node:path";
+import { after, before, describe, test } from "node:test";
+import { Lab } from "./lab.ts";
+
+/** Counts, and has changed all that podman itself loses, and what it keeps. */
+const WORK = `
+echo volume > /data/v; echo shared > /dev/shm/s
+echo changed > /etc/adduser.conf; echo changed > /etc/issue; rm /etc/gone
+rm -r /usr/share/doc/pkg; mkdir /usr/share/doc/pkg; echo new > /usr/share/doc/pkg/new
+chmod 700 /opt; chown 5:6 /opt
+truncate -s 50M /sparse; head -c 3000000 /dev/urandom > /big; sha256sum /big > /big.sum; ln /big /hard
+touch -d @1700000000 /etc/issue
+i=0; while :; do i=$((i+1)); echo $i > /count; sleep 0.05; done
+`;
+
+/** What must be found in a restored container; each line is a check. */
+const CHECKS: readonly { readonly what: string; readonly script: string; readonly says: string }[] = [
+  { what: "content", script: "sha256sum -c /big.sum", says: "/big: OK" },
+  { what: "the volume", script: "cat /data/v", says: "volume" },
+  { what: "shared memory", script: "cat /dev/shm/s", says: "shared" },
+  { what: "a changed file", script: "cat /etc/issue", says: "changed" },
+  { what: "a deletion", script: "ls /etc/gone 2>&1 | grep -c 'No such'", says: "1" },
+  { what: "hard links", script: "stat -c %h /big", says: "2" },
+  { what: "times", script: "stat -c %Y /etc/issue", says: "1700000000" },
+];
+/** Lost in podman's own archives. */
+const LOST_BY_PODMAN: typeof CHECKS = [
+  { what: "a directory removed and made again", script: "ls /usr/share/doc/pkg", says: "new" },
+  { what: "attributes of an image directory", script: "stat -c '%a %u:%g' /opt", says: "700 5:6" },
+];
+/** No member of the archive has it: podman asks the host whether the file is there. */
+const LOST_WHERE_THE_HOST_LACKS_IT: typeof CHECKS = [
+  { what: "a changed file that the host lacks", script: "cat /etc/adduser.conf", says: "changed" },
+];
+
+type Shell = (script: string) => Promise<string>;
+
+async function check(shell: Shell, checks: typeof CHECKS): Promise<void> {
+  for (const { what, script, says } of checks) assert.equal((await shell(script)).trim(), says, what);
+}
+
+/** The counter goes on from where it was. */
+async function assertCounts(shell: Shell, before: number): Promise<void> {
+  const now = Number(await shell("cat /count"));
+  assert.ok(now >= before && now < before + 200, `${before}, then ${now}`);
+  for (let tries = 0; Number(await shell("cat /count")) === now; tries++) assert.ok(tries < 100, "it stands still");
+}
+
+describe("interoperation", { timeout: 900_000 }, () => {
+  let lab: Lab;
+  before(async () => {
+    lab = await Lab.start();
+  });
+  after(async () => {
+    await lab[Symbol.asyncDispose]();
+  });
+
+  const inContainer =
+    (name: string): Shell =>
+    (script) =>
+      lab.exec("podman", "exec", name, "sh", "-c", script);
+
+  /** A counting container in podman; answers its lower directory. */
+  async function startContainer(runtime: string): Promise<string> {
+    await lab.clean();
+    const options = ["--name", "c1", "--network=none", "-v", "vol1:/data"];
+    await lab.exec("podman", "--runtime", runtime, "run", "-d", ...options, "lab", "sh", "-c", WORK);
+    for (let tries = 0; (await lab.try("podman", "exec", "c1", "cat", "/count")).code !== 0; tries++)
+      assert.ok(tries < 100);
+    return (await lab.exec("podman", "inspect", "c1", "--format", "{{.GraphDriver.Data.LowerDir}}")).trim();
+  }
+
+  async function removeContainer(name: string): Promise<void> {
+    await lab.exec("podman", "rm", "-f", "-t0", name);
+    await lab.try("podman", "volume", "rm", "-f", "vol1");
+  }
+
+  /** Restores with shale into /w/xfs/NAME and runs it there; answers a shell in it. */
+  async function restoreByShale(runtime: string, archive: string, lower: string, name: string): Promise<Shell> {
+    const place = `/w/xfs/${name}`;
+    mkdirSync(join(lab.xfs, name));
+    const lowers = lower.split(":").flatMap((path) => ["--lower", path]);
+    await lab.shale(
+      ...["checkpoint", "restore", archive, "--upper", `${place}/diff`, ...lowers, "--bundle", `${place}/bundle`],
+      ...["--volume", `vol1=${place}/volume`, "--run", runtime, "--name", name],
+    );
+    return (script) => lab.exec(runtime, "exec", name, "sh", "-c", script);
+  }
+
+  async function endRuntime(runtime: string, name: string): Promise<void> {
+    await lab.try(runtime, "delete", "-f", name);
+    await lab.try("umount", `/w/xfs/${name}/bundle/rootfs`);
+  }
+
+  for (const runtime of ["crun", "runc"] as const) {
+    for (const compression of ["none", "gzip", "zstd"] as const) {
+      test(`shale to podman, and to shale: ${runtime}, ${compression}`, async () => {
+        const lower = await startContainer(runtime);
+        const archive = `/w/xfs/shale-${runtime}-${compression}`;
+        const before = Number(await inContainer("c1")("cat /count"));
+        await lab.shale("checkpoint", "save", "c1", "-o", archive, "--compress", compression);
+        await removeContainer("c1");
+        await lab.exec("podman", "--runtime", runtime, "container", "restore", "-i", archive, "-n", "r1");
+        await assertCounts(inContainer("r1"), before);
+        await check(inContainer("r1"), [...CHECKS, ...LOST_BY_PODMAN, ...LOST_WHERE_THE_HOST_LACKS_IT]);
+        await removeContainer("r1");
+
+        const name = `s-${runtime}-${compression}`;
+        const shell = await restoreByShale(runtime, archive, lower, name);
+        await assertCounts(shell, before);
+        await check(shell, [...CHECKS, ...LOST_BY_PODMAN, ...LOST_WHERE_THE_HOST_LACKS_IT]);
+        assert.equal((await shell("du -k /sparse")).split(/\s/)[0], "0", "holes are holes");
+        await endRuntime(runtime, name);
+      });
+
+      test(`podman to shale: ${runtime}, ${compression}`, async () => {
+        const lower = await startContainer(runtime);
+        const archive = `/w/xfs/podman-${runtime}-${compression}`;
+        const before = Number(await inContainer("c1")("cat /count"));
+        const flags = ["-e", archive, `--compress=${compression}`];
+        await lab.exec("podman", "--runtime", runtime, "container", "checkpoint", ...flags, "c1");
+        await removeContainer("c1");
+        const name = `p-${runtime}-${compression}`;
+        const shell = await restoreByShale(runtime, archive, lower, name);
+        await assertCounts(shell, before);
+        await check(shell, [...CHECKS, LOST_BY_PODMAN[0]!]);
+        await endRuntime(runtime, name);
+      });
+    }
+
+    test(`a container of ${runtime} alone is saved and restored`, async () => {
+      const lower = await startContainer(runtime);
+      await lab.shale("checkpoint", "save", "c1", "-o", `/w/xfs/first-${runtime}`);
+      await removeContainer("c1");
+      const first = await restoreByShale(runtime, `/w/xfs/first-${runtime}`, lower, `one-${runtime}`);
+      const before = Number(await first("cat /count"));
+      await lab.shale("checkpoint", "save", `one-${runtime}`, "-o", `/w/xfs/second-${runtime}`, "--engine", runtime);
+      await endRuntime(runtime, `one-${runtime}`);
+      const place = `/w/xfs/two-${runtime}`;
+      mkdirSync(join(lab.xfs, `two-${runtime}`));
+      await lab.shale(
+        ...["checkpoint", "restore", `/w/xfs/second-${runtime}`, "--upper", `${place}/diff`, "--lower", lower],
+        ...["--bundle", `${place}/bundle`, "--run", runtime, "--name", `two-${runtime}`],
+      );
+      const second: Shell = (script) => lab.exec(runtime, "exec", `two-${runtime}`, "sh", "-c", script);
+      await assertCounts(second, before);
+      await check(second, [...CHECKS, ...LOST_BY_PODMAN]);
+      await endRuntime(runtime, `two-${runtime}`);
+    });
+  }
+});
