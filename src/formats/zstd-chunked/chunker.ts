@@ -83,11 +83,7 @@ export class RollingChunker {
     }
     let from = 0;
     for (let i = 0; i < count; i++) {
-      const drop = this.#window[this.#at]!;
-      this.#window[this.#at] = 0;
-      this.#at = (this.#at + 1) & (WINDOW - 1);
-      this.#s1 = (this.#s1 - drop) | 0;
-      this.#s2 = (this.#s2 + this.#s1 - WINDOW * (drop + CHAR_OFFSET)) | 0;
+      this.#rollOne(0);
       if ((this.#s2 & SPLIT_MASK) !== SPLIT_MASK) continue;
       this.#sink.zeros(i + 1 - from);
       this.#cut(false);
@@ -98,37 +94,84 @@ export class RollingChunker {
     this.#open = true;
   }
 
-  /** Rolls bytes in from `start` on, up to a run of zeros that may be a hole; where it stopped. */
+  /** Rolls bytes in from `start` on, up to a run of zeros that is a hole or may become one; where it stopped. */
   #roll(bytes: Uint8Array, start: number): number {
-    const window = this.#window;
+    const end = this.#holeAt(bytes, start);
+    let from = start;
+    for (let at = start; at < end; ) {
+      at =
+        at - start < WINDOW
+          ? this.#rollFirst(bytes, at, Math.min(end, start + WINDOW))
+          : this.#rollRest(bytes, at, end);
+      if ((this.#s2 & SPLIT_MASK) !== SPLIT_MASK) continue;
+      this.#sink.data(bytes.subarray(from, at));
+      this.#cut(false);
+      from = at;
+    }
+    this.#keepWindow(bytes, Math.max(start + WINDOW, end - WINDOW), end);
+    if (end > from) {
+      this.#sink.data(bytes.subarray(from, end));
+      this.#open = true;
+    }
+    return end;
+  }
+
+  /** Where a run of zeros begins that is a hole, or goes up to the end of the bytes. */
+  #holeAt(bytes: Uint8Array, start: number): number {
+    // one byte in so many, and the last one: no hole lies between two of them
+    const step = HOLE_THRESHOLD - 1;
+    for (let probe = start; ; probe = Math.min(probe + step, bytes.length - 1)) {
+      if (bytes[probe] === 0) {
+        let begin = probe;
+        while (begin > start && bytes[begin - 1] === 0) begin--;
+        let end = probe + 1;
+        while (end < bytes.length && bytes[end] === 0) end++;
+        if (end === bytes.length || end - begin >= HOLE_THRESHOLD) return begin;
+      }
+      if (probe === bytes.length - 1) return bytes.length;
+    }
+  }
+
+  /** Rolls in up to `end` or the first split, behind which it gives; what leaves the window came with earlier pieces. */
+  #rollFirst(bytes: Uint8Array, start: number, end: number): number {
+    for (let i = start; i < end; ) {
+      this.#rollOne(bytes[i++]!);
+      if ((this.#s2 & SPLIT_MASK) === SPLIT_MASK) return i;
+    }
+    return end;
+  }
+
+  /** The same where what leaves the window is in `bytes` too: twice as fast. */
+  #rollRest(bytes: Uint8Array, start: number, end: number): number {
     let s1 = this.#s1;
     let s2 = this.#s2;
-    let slot = this.#at;
-    let from = start;
     let i = start;
-    for (; i < bytes.length; i++) {
-      const byte = bytes[i]!;
-      // four zeros in a row: the careful way; fewer can't matter, and are common
-      if (byte === 0 && (i + 4 > bytes.length || (bytes[i + 1] === 0 && bytes[i + 2] === 0 && bytes[i + 3] === 0)))
-        break;
-      const drop = window[slot]!;
-      window[slot] = byte;
-      slot = (slot + 1) & (WINDOW - 1);
-      s1 = (s1 + byte - drop) | 0;
+    while (i < end) {
+      const drop = bytes[i - WINDOW]!;
+      s1 = (s1 + bytes[i]! - drop) | 0;
       s2 = (s2 + s1 - WINDOW * (drop + CHAR_OFFSET)) | 0;
-      if ((s2 & SPLIT_MASK) !== SPLIT_MASK) continue;
-      this.#sink.data(bytes.subarray(from, i + 1));
-      this.#cut(false);
-      from = i + 1;
+      i++;
+      if ((s2 & SPLIT_MASK) === SPLIT_MASK) break;
     }
     this.#s1 = s1;
     this.#s2 = s2;
-    this.#at = slot;
-    if (i > from) {
-      this.#sink.data(bytes.subarray(from, i));
-      this.#open = true;
-    }
     return i;
+  }
+
+  #rollOne(byte: number): void {
+    const drop = this.#window[this.#at]!;
+    this.#window[this.#at] = byte;
+    this.#at = (this.#at + 1) & (WINDOW - 1);
+    this.#s1 = (this.#s1 + byte - drop) | 0;
+    this.#s2 = (this.#s2 + this.#s1 - WINDOW * (drop + CHAR_OFFSET)) | 0;
+  }
+
+  /** The bytes from `start` to `end` went by the window. */
+  #keepWindow(bytes: Uint8Array, start: number, end: number): void {
+    for (let i = start; i < end; i++) {
+      this.#window[this.#at] = bytes[i]!;
+      this.#at = (this.#at + 1) & (WINDOW - 1);
+    }
   }
 
   #cut(hole: boolean): void {
