@@ -1,4 +1,5 @@
 import { ShaleError } from "../../src/errors/index.ts";
+import { checkpoint } from "./checkpoint.ts";
 import { checkout } from "./checkout.ts";
 import { exports } from "./export.ts";
 import { images } from "./images.ts";
@@ -11,7 +12,18 @@ import type { Scenario } from "./scenario.ts";
 import { space } from "./space.ts";
 
 /** In the order they run and are reported. */
-export const SCENARIOS: readonly Scenario[] = [pull, memory, space, rm, images, read, exports, partial, checkout];
+export const SCENARIOS: readonly Scenario[] = [
+  pull,
+  memory,
+  space,
+  rm,
+  images,
+  read,
+  exports,
+  partial,
+  checkout,
+  checkpoint,
+];
 
 /** Throws INVALID_ARGUMENT for an unknown id. */
 export function scenariosNamed(ids: readonly string[]): Scenario[] {

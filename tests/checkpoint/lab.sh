@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Real podman, crun and runc with CRIU from Debian sid, able to checkpoint and restore, in namespaces of their own. Needs root and
 # `tests/peers/peers.sh setup`. Everything it makes is below $LAB (default: lab beside the tree).
-#   lab.sh start     an XFS loop file with reflinks at $LAB/w/xfs (inside: /w/xfs), and an image, localhost/lab, of busybox
+#   lab.sh start     a loop file at $LAB/w/disk (inside: /w/disk) with XFS, or with $LAB_FS; an image, localhost/lab, of busybox
 #   lab.sh run CMD   runs CMD inside
 #   lab.sh clean     removes what restores left in cgroups: call it between runs
 #   lab.sh stop
@@ -17,10 +17,10 @@ done
 case ${1:-} in
 start)
   [ -e "$tree/.ready" ] || { echo "lab.sh: run tests/peers/peers.sh setup first" >&2; exit 1; }
-  mkdir -p "$lab"/{upper,work,merged,w/xfs}
-  if ! mountpoint -q "$lab/w/xfs"; then
-    [ -f "$lab/xfs.img" ] || { truncate -s "${XFS_SIZE:-12G}" "$lab/xfs.img"; mkfs.xfs -q -m reflink=1 -K "$lab/xfs.img"; }
-    mount "$(losetup -f --show --direct-io=on "$lab/xfs.img")" "$lab/w/xfs"
+  mkdir -p "$lab"/{upper,work,merged,w/disk}
+  if ! mountpoint -q "$lab/w/disk"; then
+    [ -f "$lab/disk.img" ] || { truncate -s "${DISK_SIZE:-12G}" "$lab/disk.img"; if [ "${LAB_FS:-xfs}" = xfs ]; then mkfs.xfs -q -m reflink=1 -K "$lab/disk.img"; else "mkfs.$LAB_FS" -q "$lab/disk.img"; fi; }
+    mount "$(losetup -f --show --direct-io=on "$lab/disk.img")" "$lab/w/disk"
   fi
   for c in $hierarchies; do mkdir -p "/sys/fs/cgroup/$c/shale-lab"; done
   if [ -d /sys/fs/cgroup/cpuset ]; then
@@ -48,8 +48,8 @@ start)
   "$self" run bash -ec '
     fetch() { cd /root; apt-get -o Acquire::Check-Valid-Until=false update -qq; apt-get -o Acquire::Check-Valid-Until=false download -qq "$1"; }
     ldconfig -p | grep -q libcriu.so.2 || { fetch libcriu2; dpkg -x libcriu2_*.deb /; ldconfig; }
-    mkdir -p /etc/criu /w/xfs/store
-    printf "[storage]\ndriver = \"overlay\"\ngraphroot = \"/w/xfs/store\"\nrunroot = \"/run/containers/storage\"\n" >/etc/containers/storage.conf
+    mkdir -p /etc/criu /w/disk/store
+    printf "[storage]\ndriver = \"overlay\"\ngraphroot = \"/w/disk/store\"\nrunroot = \"/run/containers/storage\"\n" >/etc/containers/storage.conf
     printf "[containers]\npids_limit = 0\n[engine]\ncgroup_manager = \"cgroupfs\"\n" >/etc/containers/containers.conf
     for f in default crun runc; do echo "network-lock nftables" >/etc/criu/$f.conf; done
     podman image exists localhost/lab || {
@@ -73,9 +73,9 @@ stop)
   [ ! -s "$lab/holder.pid" ] || kill -9 "$(cat "$lab/holder.pid")" 2>/dev/null || :
   sleep 0.5
   "$self" clean
-  loop=$(findmnt -no SOURCE "$lab/w/xfs" || :)
+  loop=$(findmnt -no SOURCE "$lab/w/disk" || :)
   if [ -n "$loop" ]; then
-    umount "$lab/w/xfs" || umount -l "$lab/w/xfs"
+    umount "$lab/w/disk" || umount -l "$lab/w/disk"
     losetup -d "$loop" 2>/dev/null || :
   fi
   rm -rf "$lab" ;;

@@ -1,28 +1,33 @@
-/** The laboratory of lab.sh as an object: real podman, crun, runc and CRIU, and shale inside of it, on XFS with reflinks. */
+/** The laboratory of lab.sh as an object: real podman, crun, runc and CRIU, and shale inside of it, on a disk of its own. */
 import { execFileSync } from "node:child_process";
-import { cpSync, mkdirSync, mkdtempSync, realpathSync, rmSync } from "node:fs";
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, realpathSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { type RunResult, run } from "../../src/sys/index.ts";
 
+/** Loaded by each shale process: it notes its peak memory, in KiB, as it ends. */
+const REPORT = `data:text/javascript,import{appendFileSync}from"node:fs";process.on("exit",()=>appendFileSync("/w/shale/memory",process.resourceUsage().maxRSS+"\\n"))`;
 const SCRIPT = join(import.meta.dirname, "lab.sh");
 const SOURCES = join(import.meta.dirname, "../..");
 /** Where the tree of peers.sh is; the laboratory is beside it. */
 const PEERS = process.env.PEERS_ROOT ?? "/var/tmp/shale-peers";
 
+export type LabFileSystem = "xfs" | "ext4";
+
 export class Lab implements AsyncDisposable {
   readonly #directory: string;
-  /** Host's path of what is /w/xfs inside. */
-  readonly xfs: string;
+  /** Host's path of what is /w/disk inside. */
+  readonly disk: string;
 
   private constructor(directory: string) {
     this.#directory = directory;
-    this.xfs = join(directory, "w/xfs");
+    this.disk = join(directory, "w/disk");
   }
 
-  static async start(): Promise<Lab> {
+  /** On XFS, which has reflinks, or on ext4, which has none. */
+  static async start(options: { readonly type?: LabFileSystem } = {}): Promise<Lab> {
     const lab = new Lab(mkdtempSync(join(PEERS, "lab-")));
     try {
-      await lab.#script("start");
+      await lab.script("start", { LAB_FS: options.type ?? "xfs" });
       lab.#installShale();
       return lab;
     } catch (error) {
@@ -45,24 +50,37 @@ export class Lab implements AsyncDisposable {
 
   async shale(...args: readonly string[]): Promise<string> {
     const cache = "NODE_COMPILE_CACHE=/w/shale/cache";
-    const program = ["/w/shale/node", "--disable-warning=ExperimentalWarning", "/w/shale/src/cli/main.ts"];
+    const program = [
+      "/w/shale/node",
+      "--disable-warning=ExperimentalWarning",
+      "--import",
+      REPORT,
+      "/w/shale/src/cli/main.ts",
+    ];
     return await this.exec("env", cache, ...program, ...args);
+  }
+
+  /** The largest resident set of all shale processes so far, bytes. */
+  peakMemory(): number {
+    const lines = readFileSync(join(this.#directory, "w/shale/memory"), "utf8").trim().split("\n");
+    return Math.max(...lines.map(Number)) * 1024;
   }
 
   /** Ends all containers, and removes what they leave in cgroups. */
   async clean(): Promise<void> {
     await this.try("podman", "rm", "-fa", "-t0");
     await this.try("podman", "volume", "rm", "-fa");
-    await this.#script("clean");
+    await this.script("clean");
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.#script("stop");
+    await this.script("stop");
     rmSync(this.#directory, { recursive: true, force: true });
   }
 
-  async #script(command: string): Promise<void> {
-    const env = { ...process.env, LAB: this.#directory };
+  /** A command of lab.sh itself. */
+  async script(command: string, more: Readonly<Record<string, string>> = {}): Promise<void> {
+    const env = { ...process.env, LAB: this.#directory, ...more };
     // Not `run`: what `start` leaves behind has its output, and a pipe would be waited for.
     execFileSync(SCRIPT, [command], { env, stdio: ["ignore", "ignore", "inherit"], timeout: 300_000 });
   }

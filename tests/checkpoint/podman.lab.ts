@@ -81,10 +81,10 @@ describe("interoperation", { timeout: 900_000 }, () => {
     await lab.try("podman", "volume", "rm", "-f", "vol1");
   }
 
-  /** Restores with shale into /w/xfs/NAME and runs it there; answers a shell in it. */
+  /** Restores with shale into /w/disk/NAME and runs it there; answers a shell in it. */
   async function restoreByShale(runtime: string, archive: string, lower: string, name: string): Promise<Shell> {
-    const place = `/w/xfs/${name}`;
-    mkdirSync(join(lab.xfs, name));
+    const place = `/w/disk/${name}`;
+    mkdirSync(join(lab.disk, name));
     const lowers = lower.split(":").flatMap((path) => ["--lower", path]);
     await lab.shale(
       ...["checkpoint", "restore", archive, "--upper", `${place}/diff`, ...lowers, "--bundle", `${place}/bundle`],
@@ -95,14 +95,14 @@ describe("interoperation", { timeout: 900_000 }, () => {
 
   async function endRuntime(runtime: string, name: string): Promise<void> {
     await lab.try(runtime, "delete", "-f", name);
-    await lab.try("umount", `/w/xfs/${name}/bundle/rootfs`);
+    await lab.try("umount", `/w/disk/${name}/bundle/rootfs`);
   }
 
   for (const runtime of ["crun", "runc"] as const) {
     for (const compression of ["none", "gzip", "zstd"] as const) {
       test(`shale to podman, and to shale: ${runtime}, ${compression}`, async () => {
         const lower = await startContainer(runtime);
-        const archive = `/w/xfs/shale-${runtime}-${compression}`;
+        const archive = `/w/disk/shale-${runtime}-${compression}`;
         const before = Number(await inContainer("c1")("cat /count"));
         await lab.shale("checkpoint", "save", "c1", "-o", archive, "--compress", compression);
         await removeContainer("c1");
@@ -121,7 +121,7 @@ describe("interoperation", { timeout: 900_000 }, () => {
 
       test(`podman to shale: ${runtime}, ${compression}`, async () => {
         const lower = await startContainer(runtime);
-        const archive = `/w/xfs/podman-${runtime}-${compression}`;
+        const archive = `/w/disk/podman-${runtime}-${compression}`;
         const before = Number(await inContainer("c1")("cat /count"));
         const flags = ["-e", archive, `--compress=${compression}`];
         await lab.exec("podman", "--runtime", runtime, "container", "checkpoint", ...flags, "c1");
@@ -136,16 +136,16 @@ describe("interoperation", { timeout: 900_000 }, () => {
 
     test(`a container of ${runtime} alone is saved and restored`, async () => {
       const lower = await startContainer(runtime);
-      await lab.shale("checkpoint", "save", "c1", "-o", `/w/xfs/first-${runtime}`);
+      await lab.shale("checkpoint", "save", "c1", "-o", `/w/disk/first-${runtime}`);
       await removeContainer("c1");
-      const first = await restoreByShale(runtime, `/w/xfs/first-${runtime}`, lower, `one-${runtime}`);
+      const first = await restoreByShale(runtime, `/w/disk/first-${runtime}`, lower, `one-${runtime}`);
       const before = Number(await first("cat /count"));
-      await lab.shale("checkpoint", "save", `one-${runtime}`, "-o", `/w/xfs/second-${runtime}`, "--engine", runtime);
+      await lab.shale("checkpoint", "save", `one-${runtime}`, "-o", `/w/disk/second-${runtime}`, "--engine", runtime);
       await endRuntime(runtime, `one-${runtime}`);
-      const place = `/w/xfs/two-${runtime}`;
-      mkdirSync(join(lab.xfs, `two-${runtime}`));
+      const place = `/w/disk/two-${runtime}`;
+      mkdirSync(join(lab.disk, `two-${runtime}`));
       await lab.shale(
-        ...["checkpoint", "restore", `/w/xfs/second-${runtime}`, "--upper", `${place}/diff`, "--lower", lower],
+        ...["checkpoint", "restore", `/w/disk/second-${runtime}`, "--upper", `${place}/diff`, "--lower", lower],
         ...["--bundle", `${place}/bundle`, "--run", runtime, "--name", `two-${runtime}`],
       );
       const second: Shell = (script) => lab.exec(runtime, "exec", `two-${runtime}`, "sh", "-c", script);
