@@ -46,7 +46,7 @@ export function readKubeconfig(path: string): Cluster {
   const document = parseDocument(readFile(path, MAX_KUBECONFIG).toString("utf8"), { logLevel: "silent" });
   // The parser's own messages quote the text around a mistake, which may be a token.
   if (document.errors.length > 0) throw reader.fail("document", `is not YAML (${document.errors[0]!.code})`);
-  const root = reader.object(document.toJS({ maxAliasCount: 10 }), "document");
+  const root = reader.object(resolveAliases(reader, document), "document");
   const current = reader.text(root, "current-context");
   if (current === undefined) throw reader.fail("current-context", "is missing");
   const context = reader.named(root, "contexts", current, "context");
@@ -63,6 +63,16 @@ export function readKubeconfig(path: string): Cluster {
     insecure: cluster["insecure-skip-tls-verify"] === true,
     user: readUser(reader, user),
   };
+}
+
+/** An alias without its anchor, and too many of one, are found only when they are followed. */
+function resolveAliases(reader: Reader, document: ReturnType<typeof parseDocument>): unknown {
+  try {
+    return document.toJS({ maxAliasCount: 10 });
+  } catch (error) {
+    if (error instanceof ReferenceError) throw reader.fail("document", "has an alias that can't be followed");
+    throw error;
+  }
 }
 
 function readUser(reader: Reader, user: Fields): User {

@@ -236,6 +236,7 @@ test("readKubeconfig() returns or throws an error of its own, whatever the file 
         fc.json(),
         fc.string(),
         fc.nat(text.length).map((at) => text.slice(0, at) + text.slice(at + 1)),
+        fc.constantFrom("*!", "a: &a [1]\nb: [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]"), // aliases: none, and too many
       ),
       (content) => {
         writeFileSync(path, content);
