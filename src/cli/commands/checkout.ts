@@ -96,7 +96,7 @@ export function formatCheckout(result: CheckoutResult, elapsedMs: number): strin
     lines.push(
       "Files share their inodes with other checkouts: do not write to them in place, a write to one is a write to all.",
     );
-    lines.push(`Use it read-only (mount --bind -o ro ${path} ${path}) or below an overlay.`);
+    lines.push(`Use it read-only (mount --bind -o ro ${singleLine(path)} ${singleLine(path)}) or below an overlay.`);
   }
   if (result.replaced > 0) {
     lines.push(
@@ -106,7 +106,11 @@ export function formatCheckout(result: CheckoutResult, elapsedMs: number): strin
   lines.push(...formatLosses(result));
   if (layers.length > 0) {
     const option = result.userXattrs ? ",userxattr" : "";
-    lines.push("", "Mount:", `  mount -t overlay overlay -o lowerdir=${[...layers].reverse().join(":")}${option} /mnt`);
+    lines.push(
+      "",
+      "Mount:",
+      `  mount -t overlay overlay -o lowerdir=${[...layers].reverse().map(singleLine).join(":")}${option} /mnt`,
+    );
   }
   return `${lines.join("\n")}\n`;
 }
