@@ -249,6 +249,7 @@ export class StoreOperation implements Disposable {
   readonly #pool: IngestPool;
   readonly #lease: Lease;
   readonly #what: string;
+  #chunksIndexed: Promise<void> | undefined;
 
   constructor(context: StoreContext, reserve: Reserve, pool: IngestPool, lease: Lease, what: string) {
     this.#context = context;
@@ -313,7 +314,12 @@ export class StoreOperation implements Disposable {
 
   /** Lets `assemble` find the small files and chunks of stored layers; a pull that needs none does not pay for it. */
   indexChunks(options: { readonly signal?: AbortSignal } = {}): Promise<void> {
-    return chunks.indexChunks(this.#context, this.#pool, options);
+    // Once for all layers of the operation, which ask at the same time.
+    this.#chunksIndexed ??= chunks.indexChunks(this.#context, this.#pool, options).catch((error: unknown) => {
+      this.#chunksIndexed = undefined;
+      throw error;
+    });
+    return this.#chunksIndexed;
   }
 
   /**

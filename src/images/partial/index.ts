@@ -224,7 +224,7 @@ class PartialPull {
         continue;
       }
       if (outcome.kind === "done") return { kind: "sealed", result: outcome.result, forecast: this.#forecast! };
-      if (outcome.kind === "declined") return whole("it has little that the store has");
+      if (outcome.kind === "declined") return whole("the store has too little of it");
       onProblem?.(outcome.problem);
       this.#operation.reportBadSources(outcome.badSources);
       for (const { offset, end } of outcome.badRanges) this.#download.forget(offset, end);
@@ -277,6 +277,6 @@ class PartialPull {
     const fetch = estimateFetch(missingOf(offer, this.#download), link, ability());
     const whole = estimateFetch(this.#download.gaps(), link, "none");
     const tocBytes = this.#layer.size - this.#location.region.offset;
-    return { tocBytes, plan: offer.summary, fetch, whole, worthwhile: isWorthwhile(fetch, whole) };
+    return { tocBytes, plan: offer.summary, fetch, whole, worthwhile: isWorthwhile(fetch, whole, offer.summary) };
   }
 }

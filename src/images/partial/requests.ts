@@ -7,6 +7,7 @@
  */
 import type { ByteRange } from "../../bytes/index.ts";
 import type { RangeAbility } from "../../registry/index.ts";
+import type { PlanSummary } from "../../store/index.ts";
 
 /** What was measured on the connection so far. */
 export interface LinkEstimate {
@@ -104,10 +105,26 @@ export function estimateFetch(missing: Iterable<ByteRange>, link: LinkEstimate, 
 
 /** A pull in parts has to save this share of the bytes that are still missing: below, the whole blob is simpler. */
 const MINIMUM_SAVING = 0.05;
+/** From this share on the bytes count more than the time. */
+const LARGE_SAVING = 0.5;
+/** A pull in parts may take this much longer. */
+const TOLERANCE = 1.05;
+/** Bytes of content in a millisecond, and milliseconds a file, in one worker thread; measured with python-rebuilt. */
+const WHOLE_RATE = 350_000;
+const REFERRED_RATE = 1_000_000;
+const BUILT_RATE = 250_000;
+const FILE_MS = 0.02;
 
-/** Whether parts are cheaper than what is missing of the whole blob. */
-export function isWorthwhile(parts: FetchEstimate, whole: { readonly bytes: number }): boolean {
-  return parts.bytes <= whole.bytes * (1 - MINIMUM_SAVING);
+/** What a worker has to do for a layer in parts. */
+export type Work = Pick<PlanSummary, "files" | "contentBytes" | "referredBytes" | "copiedBytes" | "missingBytes">;
+
+/** Whether parts are cheaper than what is missing of the whole blob; each is worked on while it is fetched. */
+export function isWorthwhile(parts: FetchEstimate, whole: FetchEstimate, work: Work): boolean {
+  if (parts.bytes > whole.bytes * (1 - MINIMUM_SAVING)) return false;
+  if (parts.bytes <= whole.bytes * (1 - LARGE_SAVING)) return true;
+  const built = (work.copiedBytes + work.missingBytes) / BUILT_RATE;
+  const partsMs = Math.max(parts.timeMs, work.files * FILE_MS + work.referredBytes / REFERRED_RATE + built);
+  return partsMs <= TOLERANCE * Math.max(whole.timeMs, work.contentBytes / WHOLE_RATE);
 }
 
 /** Measures while answers come. Newer values count more; what is too short to tell is left out. */
