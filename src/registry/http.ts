@@ -29,8 +29,11 @@ export interface HttpRequest {
   readonly method: "GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE";
   readonly url: URL;
   readonly headers: Readonly<Record<string, string | readonly string[]>>;
-  /** Sent with its length; may be sent again after a redirect or a challenge, so it is not changed meanwhile. */
-  readonly body?: string | Uint8Array;
+  /**
+   * Bytes are sent with their length; a function's go in chunks, as many as there are. May be sent again after a redirect or a
+   * challenge, so bytes are not changed meanwhile, and a function is called again. Its own errors reject the exchange.
+   */
+  readonly body?: string | Uint8Array | (() => AsyncIterable<Uint8Array>);
   readonly tls: TlsSettings;
   readonly connectTimeoutMs?: number;
   /** Longest wait for the response's head where sending the body, or what the server does with it, takes its time. */
@@ -77,7 +80,10 @@ export class Transport {
         path: url.pathname + url.search,
         method: request.method,
         headers: request.headers as Record<string, string | string[]>,
-        body: request.body ?? null,
+        // undici takes async iterables, its types don't say so
+        body: (typeof request.body === "function"
+          ? response.watch(request.body())
+          : (request.body ?? null)) as Uint8Array | null,
         headersTimeout: request.answerTimeoutMs ?? this.#options.stallTimeoutMs,
         bodyTimeout: this.#options.stallTimeoutMs,
       },
@@ -197,13 +203,25 @@ export class HttpResponse implements AsyncIterable<Uint8Array> {
       onResponseEnd: () => finish(),
       onResponseError: (_controller, error) => {
         if (this.#done) return;
-        finish(signal?.aborted ? cancelled(signal) : failureOf(error, host, started));
+        const own = this.#sourceError;
+        finish(signal?.aborted ? cancelled(signal) : own === undefined ? failureOf(error, host, started) : own.error);
       },
     };
     this.#resume = () => controller?.resume();
   }
 
   readonly #resume: () => void;
+  #sourceError: { readonly error: unknown } | undefined;
+
+  /** The bytes of a request's body; when getting them fails, that is why the exchange does. */
+  async *watch(source: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array, void, undefined> {
+    try {
+      yield* source;
+    } catch (error) {
+      this.#sourceError = { error };
+      throw error;
+    }
+  }
 
   /** Value of a header by its lower-case name; several are joined as RFC 9110 section 5.3 says. */
   header(name: string): string | undefined {

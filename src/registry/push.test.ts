@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { once } from "node:events";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { createServer as createHttpServer, request as httpRequest } from "node:http";
 import { type AddressInfo, connect, createServer, type Server } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -169,6 +170,18 @@ describe("docker-registry", () => {
     assert.ok(back.equals(bytes));
   });
 
+  test("all bytes in one request, where something before the registry refuses pieces", async () => {
+    await using gate = await refusingGate(registry.host);
+    await using one = patient();
+    const bytes = someBytes(3 * CHUNK + 17);
+    const reference = parseReference(`${gate.host}/whole:x`);
+    const pushed = await one.client.pushBlob(reference, () => stream(bytes), { chunkSize: CHUNK });
+    assert.deepEqual(pushed, { ...expectedOf(bytes), how: "uploaded" });
+    assert.equal(gate.refused(), 1);
+    const back = await collect(one.client.openBlob(reference, descriptorFor(bytes, MediaType.OCI_LAYER)));
+    assert.ok(back.equals(bytes));
+  });
+
   test("with a password, with a wrong one, without", async () => {
     writeFileSync(join(directory, "htpasswd"), `${USER}:${BCRYPT}\n`);
     const more = `auth: {htpasswd: {realm: test, path: ${join(directory, "htpasswd")}}}\n`;
@@ -269,6 +282,45 @@ describe("a server that misbehaves", () => {
       code: "UNAVAILABLE",
     });
     assert.equal(opened, 5);
+  });
+
+  test("a registry that takes no pieces gets all bytes in one request, where they can be read again", async () => {
+    for (const refusal of [400, 405, 501]) {
+      await using server = await scripted();
+      server.on(`PATCH ${SESSION}`, (request, response) => {
+        const step = request.headers["content-range"] === undefined ? accepted(19) : status(refusal);
+        step(request, response);
+      });
+      await using one = testClient();
+      let told = 0;
+      const onBytes = (count: number) => {
+        told += count;
+      };
+      const reference = referenceTo(server, "app:x");
+      const pushed = await one.client.pushBlob(reference, () => stream(bytes, 3), { chunkSize: 8, onBytes });
+      assert.deepEqual(pushed, { ...expectedOf(bytes), how: "uploaded" });
+      assert.equal(methods(server), "POST PATCH POST PATCH PUT");
+      const whole = server.requests.at(-2)!;
+      assert.deepEqual([whole.body, whole.headers["transfer-encoding"]], [bytes.toString(), "chunked"]);
+      assert.equal(told, bytes.length);
+      await assert.rejects(one.client.pushBlob(reference, stream(bytes, 3), { chunkSize: 8 }), { code: "UNAVAILABLE" });
+    }
+  });
+
+  test("an error of the source in the one request is its own", async () => {
+    await using server = await scripted();
+    server.on(`PATCH ${SESSION}`, status(405), accepted(19));
+    await using one = testClient();
+    let opened = 0;
+    async function* failing() {
+      const turn = ++opened;
+      yield bytes;
+      if (turn > 1) throw new ShaleError("DATA_LOSS", "Cannot go on");
+      yield bytes;
+    }
+    await assert.rejects(one.client.pushBlob(referenceTo(server, "app:x"), failing, { chunkSize: 8 }), {
+      message: "Cannot go on",
+    });
   });
 
   test("5xx is tried again, and a lost answer to the last request is found out", async () => {
@@ -450,6 +502,37 @@ async function pushImage(
   ]);
   await client.pushManifest(reference, { bytes: manifest, mediaType: MediaType.OCI_MANIFEST });
   return { manifest };
+}
+
+/** A way to `host` on which no piece of an upload passes. */
+async function refusingGate(host: string): Promise<AsyncDisposable & { readonly host: string; refused(): number }> {
+  let refused = 0;
+  const server = createHttpServer((request, response) => {
+    if (request.method === "PATCH" && request.headers["content-range"] !== undefined) {
+      refused++;
+      request.resume();
+      response.writeHead(405).end();
+      return;
+    }
+    const [hostname, port] = host.split(":");
+    const { method, url, headers } = request;
+    const onward = httpRequest({ hostname, port, method, path: url, headers }, (answer) => {
+      response.writeHead(answer.statusCode ?? 502, answer.headers);
+      answer.pipe(response);
+    });
+    request.pipe(onward);
+  });
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  return {
+    host: `127.0.0.1:${(server.address() as AddressInfo).port}`,
+    refused: () => refused,
+    async [Symbol.asyncDispose]() {
+      server.closeAllConnections();
+      server.close();
+      await once(server, "close");
+    },
+  };
 }
 
 /** A way to `host` whose first connection to carry `limit` bytes breaks there, once. */

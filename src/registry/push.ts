@@ -84,15 +84,19 @@ export async function pushBlob(
         opened = mount;
       }
     }
+    let inPieces = true;
     for (let restarts = 0; ; restarts++) {
       const again = typeof source === "function" && restarts < MAX_RESTARTS;
       const upload = new Upload(target, options, opened);
       opened = undefined;
       try {
-        return { ...(await upload.run(typeof source === "function" ? source() : source)), how: "uploaded" };
+        if (typeof source !== "function") return { ...(await upload.run(source)), how: "uploaded" };
+        return { ...(await (inPieces ? upload.run(source()) : upload.runWhole(source))), how: "uploaded" };
       } catch (error) {
         if (!(error instanceof Failure)) await upload.cancel();
         if (!(error instanceof UploadLost) || !again) throw error;
+        // twice may be a restart of the registry; more, and it does not know how to go on
+        if (error.refused || restarts > 0) inPieces = false;
         options.onBytes?.(-upload.confirmed);
         target.log({ kind: "retry", host: error.host, reason: error.reason, attempt: restarts + 1, waitMs: 0 });
       }
@@ -172,8 +176,16 @@ async function tryMount(
   }
 }
 
-/** The registry does not know the upload (any more), or has other bytes of it than were sent. */
-class UploadLost extends Failure {}
+/** The registry does not know the upload (any more), has other bytes of it than were sent, or takes no pieces. */
+class UploadLost extends Failure {
+  /** It answered a piece in a way that says that it takes none. */
+  get refused(): boolean {
+    return this.status !== undefined && NO_PIECES.has(this.status);
+  }
+}
+
+/** As registries that take a blob in one request only answer a PATCH with a Content-Range. */
+const NO_PIECES = new Set([400, 405, 411, 413, 415, 501]);
 
 /** One upload session: POST, PATCH for each piece, PUT. */
 class Upload {
@@ -215,15 +227,49 @@ class Upload {
         continue;
       }
       const digest = formatDigest(algorithm, hash.digest());
-      if (expected !== undefined && (digest !== expected.digest || size !== expected.size)) {
-        throw new ShaleError(
-          "INVALID_ARGUMENT",
-          `Cannot ${this.#target.act}: the bytes are ${digest} of ${size} bytes instead of ${expected.digest} of ${expected.size}`,
-        );
-      }
+      this.#checkExpected(digest, size);
       await this.#finish(piece, size - piece.size, digest);
       return { digest, size };
     }
+  }
+
+  /** All bytes in one request, for registries that take no pieces. Nothing is held: a break means to begin anew. */
+  async runWhole(source: () => Bytes): Promise<{ readonly digest: Digest; readonly size: number }> {
+    const { expected } = this.#options;
+    const algorithm = expected === undefined ? "sha256" : digestAlgorithm(expected.digest);
+    await this.#retried(() => this.#open());
+    let digest: Digest | undefined;
+    let size = 0;
+    const hashed = async function* (this: Upload): AsyncGenerator<Uint8Array, void, undefined> {
+      const hash = createHash(algorithm);
+      size = 0;
+      for await (const chunk of source()) {
+        hash.update(chunk);
+        size += chunk.length;
+        yield chunk;
+        this.#confirm(chunk.length);
+      }
+      digest = formatDigest(algorithm, hash.digest());
+    }.bind(this);
+    try {
+      const response = await this.#send(this.#opened(), {
+        method: "PATCH",
+        body: hashed,
+        headers: { "content-type": "application/octet-stream" },
+        accepts: [200, 202, 204],
+      });
+      await response.discard();
+      this.#location = locationOf(response, this.#location);
+    } catch (error) {
+      if (!(error instanceof Failure) || !(error.again || error.status === 404 || error.status === 416)) throw error;
+      throw new UploadLost("UNAVAILABLE", error.host, error.reason, { cause: error, hint: "Push again" });
+    }
+    if (digest === undefined) {
+      throw new UploadLost("UNAVAILABLE", this.#target.endpoint.host, "it answered before it had all bytes");
+    }
+    this.#checkExpected(digest, size);
+    await this.#finish({ size: 0, isLast: true, bytes: () => new Uint8Array(0) }, size, digest);
+    return { digest, size };
   }
 
   /** Tells the registry that nothing more will come. Never fails: it forgets abandoned uploads by itself. */
@@ -240,6 +286,15 @@ class Upload {
     } catch (error) {
       if (!(error instanceof Failure) && !ShaleError.is(error)) throw error;
     }
+  }
+
+  #checkExpected(digest: Digest, size: number): void {
+    const { expected } = this.#options;
+    if (expected === undefined || (digest === expected.digest && size === expected.size)) return;
+    throw new ShaleError(
+      "INVALID_ARGUMENT",
+      `Cannot ${this.#target.act}: the bytes are ${digest} of ${size} bytes instead of ${expected.digest} of ${expected.size}`,
+    );
   }
 
   async #open(): Promise<void> {
@@ -282,7 +337,7 @@ class Upload {
       });
       await response.discard();
       this.#location = locationOf(response, this.#location);
-    });
+    }, true);
     this.#confirm(piece.size);
   }
 
@@ -333,7 +388,7 @@ class Upload {
   }
 
   /** `task` until it succeeds; a session that the registry does not know is lost, whatever it calls that. */
-  async #retried(task: (attempt: number) => Promise<void>): Promise<void> {
+  async #retried(task: (attempt: number) => Promise<void>, piece = false): Promise<void> {
     const { signal } = this.#options;
     for (let attempt = 0; ; attempt++) {
       this.#retries.begin();
@@ -344,7 +399,8 @@ class Upload {
       } catch (error) {
         if (!(error instanceof Failure) || error instanceof UploadLost) throw error;
         const { status } = error;
-        if (this.#location !== undefined && (status === 404 || status === 416 || (status === 400 && attempt > 0))) {
+        const lost = status === 404 || status === 416 || (piece && status !== undefined && NO_PIECES.has(status));
+        if (this.#location !== undefined && (lost || (status === 400 && attempt > 0))) {
           throw new UploadLost("UNAVAILABLE", error.host, `it has lost the upload: ${error.reason}`, {
             cause: error,
             hint: "Push again",

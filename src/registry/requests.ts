@@ -30,7 +30,7 @@ export interface SendOptions extends GetOptions {
   readonly method: HttpRequest["method"];
   /** What the request needs; "pull" unless given. */
   readonly access?: Access;
-  readonly body?: Uint8Array;
+  readonly body?: HttpRequest["body"];
   readonly answerTimeoutMs?: number;
   /** Statuses with which it resolves. */
   readonly accepts: readonly number[];
