@@ -1,4 +1,10 @@
-/** Restoring a checkpoint archive into directories; see index.ts for the contract. */
+/**
+ * Restoring a checkpoint archive, of any dialect and compression, into new directories.
+ *
+ * Guarantees: nothing has its name before the whole archive was read and its digests were right; a failure leaves nothing,
+ * a kill what the next restore to the same place removes. Nothing is written outside of the targets. Memory images are never
+ * readable for others. Decisions: docs/adr/0026 and 0027.
+ */
 import { join, resolve } from "node:path";
 import { type ByteString, displayBytes, fromUtf8 } from "../bytes/index.ts";
 import { FormatError, ShaleError } from "../errors/index.ts";

@@ -1,4 +1,11 @@
-/** Writing a checkpoint archive from CRIU's images, metadata and directories; see index.ts for the contract. */
+/**
+ * Writing a checkpoint archive from CRIU's images, metadata and directories.
+ *
+ * Guarantees: one pass after planning, to a pipe as well; members and meaning are podman's. A file appears under its name
+ * complete, durable and with mode 0600, or not at all. A source that changes meanwhile fails the archive with ABORTED. Data
+ * moves by reflink, inside the kernel or through this process, in this order of preference, file by file. Never follows a
+ * symlink of a source; memory does not grow with the data, nor beyond 65,536 entries of a tree.
+ */
 import { dirname } from "node:path";
 import { displayBytes, fromUtf8 } from "../bytes/index.ts";
 import { ShaleError } from "../errors/index.ts";
