@@ -15,11 +15,11 @@ import { LayerFetcher } from "../../images/layer-fetcher.ts";
 import { type Origin, type OriginLayer, openOrigin } from "../../images/origin.ts";
 import { silentProgress } from "../../images/progress.ts";
 import { openManifests } from "../../images/pull.ts";
-import { type ChainId, chainIds, type DiffId, formatReference, type Reference } from "../../oci/index.ts";
+import { type ChainId, chainIds, type DiffId, type Digest, formatReference, type Reference } from "../../oci/index.ts";
 import type { RegistryClient } from "../../registry/index.ts";
 import type { Store, StoreOperation } from "../../store/index.ts";
 import type { RemoteRequest } from "../types.ts";
-import type { DiskBudget } from "./disk-budget.ts";
+import { type DiskBudget, isDiskFull } from "./disk-budget.ts";
 import type { RemoteEvent } from "./events.ts";
 import { GIVE_UP_MS, type RemoteLimits } from "./limits.ts";
 
@@ -207,7 +207,18 @@ export class ImageFetch {
       onEvent({ kind: "layer", image: this.name, digest, diffId, state, received, durationMs });
     } catch (error) {
       this.#failed(error, layer);
+      if (isDiskFull(error)) await this.#dropDownload(digest, layer.size);
       throw error;
+    }
+  }
+
+  /** Nobody is there to make room and continue: a part of a layer is the room that others need. */
+  async #dropDownload(digest: Digest, size: number): Promise<void> {
+    try {
+      using download = await this.#operation.download(digest, size, { signal: this.#stopping.signal });
+      download.remove();
+    } catch (error) {
+      this.#failed(error, undefined); // stays until the collector takes it; what matters to the caller is the full disk
     }
   }
 

@@ -10,8 +10,8 @@ import {
   ok,
   ranges,
   type ScriptedServer,
-  silence,
   type Step,
+  silence,
   startScriptedServer,
   status,
 } from "../../registry/testing/scripted-server.ts";

@@ -5,7 +5,7 @@
  * Everything it makes is below one directory; when it ends, nothing is left, also of a test that failed.
  */
 import assert from "node:assert/strict";
-import { existsSync, globSync, mkdtempSync, readFileSync, rmdirSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, globSync, mkdirSync, mkdtempSync, readFileSync, rmdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { type DockerRegistry, startDockerRegistry } from "../../../src/registry/testing/docker-registry.ts";
@@ -30,8 +30,8 @@ export interface MachineOptions {
   readonly namespace?: string;
   /** Further environment of the daemon. */
   readonly env?: Readonly<Record<string, string>>;
-  /** Where the daemon's store is, in place of the machine's directory; must propagate. */
-  readonly root?: string;
+  /** Bytes of a disk of its own (ext4) for the daemon's store. */
+  readonly diskSize?: number;
 }
 
 export const USER = "someone";
@@ -66,7 +66,7 @@ export class Machine implements AsyncDisposable {
     this.namespace = options.namespace ?? `shale-test-${process.pid}-${++counter}`;
     this.#way = options.way;
     this.#env = options.env ?? {};
-    this.root = options.root ?? join(directory, "shale");
+    this.root = join(directory, "shale");
   }
 
   /** With everything running. */
@@ -81,6 +81,7 @@ export class Machine implements AsyncDisposable {
     const registry = await startDockerRegistry(join(directory, "registry"), options.guarded ? guard : "");
     const machine = new Machine(directory, registry, options);
     try {
+      if (options.diskSize !== undefined) await machine.#mountDisk(options.diskSize);
       const tree = options.generation === "2.1" ? join(out, "sid") : "/";
       const holder = new Process([join(HERE, "enter.sh"), tree, directory], join(directory, "namespace.log"));
       machine.#holder = holder;
@@ -92,6 +93,14 @@ export class Machine implements AsyncDisposable {
       await machine[Symbol.asyncDispose]();
       throw error;
     }
+  }
+
+  async #mountDisk(size: number): Promise<void> {
+    const image = join(this.directory, "disk");
+    mkdirSync(this.root);
+    await must(["truncate", "-s", String(size), image]);
+    await must(["mkfs.ext4", "-q", "-F", "-m0", "-b", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0", image]);
+    await must(["mount", "-o", "loop", image, this.root]);
   }
 
   get socket(): string {
@@ -140,6 +149,16 @@ root = "${join(this.directory, "containerd")}"
       { ...cleanEnvironment(), ...env },
     );
     await this.#daemon.ready(() => existsSync(this.socket) && this.#answers());
+    await this.#connected();
+  }
+
+  /** containerd tries a socket that was gone again within three seconds; until then it refuses by itself. */
+  async #connected(): Promise<void> {
+    if (this.#containerd?.running !== true) return;
+    await until(async () => {
+      const { stderr } = await this.ctr("snapshots", "--snapshotter", "shale", "info", "no-such-snapshot");
+      return /not found/.test(stderr) || this.#daemon?.running !== true;
+    });
   }
 
   async #answers(): Promise<boolean> {

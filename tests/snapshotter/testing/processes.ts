@@ -52,8 +52,10 @@ export class Process {
     this.#child.stderr!.pipe(file, { end: false });
     this.ended = new Promise((resolve, reject) => {
       this.#child.on("error", reject);
-      this.#child.on("close", (code, signal) => {
+      this.#child.on("exit", () => {
         this.#over = true;
+      });
+      this.#child.on("close", (code, signal) => {
         file.end();
         resolve(code ?? signal);
       });
@@ -83,6 +85,6 @@ export class Process {
   }
 
   tail(): string {
-    return readFileSync(this.log, "utf8").split("\n").slice(-30).join("\n");
+    return readFileSync(this.log, "utf8").split("\n").slice(-8).join("\n");
   }
 }

@@ -1,0 +1,307 @@
+/**
+ * Things go wrong while containers run: the daemon is killed at each point that it passes, containerd is killed, the registry
+ * is away, the clock jumps, many pull at once, images go while they come, the disk is full. Containers see no error, what
+ * failed works when it is tried again, and in the end nothing is left.
+ *
+ * SHALE_CHAOS_FULL=1 kills at every point that is passed, in each of the three ways; else at a representative few.
+ */
+import assert from "node:assert/strict";
+import { existsSync, globSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { DatabaseSync } from "node:sqlite";
+import { before, test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+import { mapConcurrent } from "../../src/async/index.ts";
+import { noise } from "../../src/store/testing/fixtures.ts";
+import { assertEmpty } from "./testing/empty.ts";
+import { type Pushed, push, pushChain } from "./testing/images.ts";
+import { Machine, mountsBelow, tools, type Way } from "./testing/machine.ts";
+import { run, until } from "./testing/processes.ts";
+import { Witness } from "./testing/witness.ts";
+
+before(tools);
+
+const FULL = process.env.SHALE_CHAOS_FULL === "1";
+
+/** What is in the store, by kind: the same before and after something that was undone. */
+function inventory({ root }: Machine): Readonly<Record<string, number>> {
+  using database = new DatabaseSync(join(root, "shale.db"), { readOnly: true });
+  const rows = (table: string) => Number(database.prepare(`SELECT count(*) AS n FROM ${table}`).get()?.n);
+  const tables = ["snapshots", "host_mounts", "layers", "blobs", "merged"];
+  const files = ["snapshots", "layers", "blobs", "merged", "staging", "mounts"];
+  return {
+    mounted: mountsBelow(root).length,
+    ...Object.fromEntries(tables.map((name) => [`rows of ${name}`, rows(name)])),
+    ...Object.fromEntries(files.map((name) => [`files in ${name}`, globSync(join(root, name, "*")).length])),
+  };
+}
+
+/** Pull, run, remove: every call that containerd makes. Rejects where the daemon dies in between. */
+async function work(machine: Machine, { name }: Pushed): Promise<void> {
+  await machine.pull(name);
+  await machine.runContainer(name, `c${counter++}`, [
+    "sh",
+    "-ec",
+    "[ $(cat /kinds/opaque/new) = above ] && echo x >/y",
+  ]);
+  await undo(machine, name);
+}
+
+async function undo(machine: Machine, name: string): Promise<void> {
+  const { stdout } = await machine.ctr("containers", "ls", "-q");
+  for (const id of stdout.split("\n").filter((one) => /^c\d+$/.test(one))) {
+    await machine.ctr("tasks", "rm", "-f", id);
+    await machine.mustCtr("containers", "rm", id);
+  }
+  const { stdout: images } = await machine.ctr("images", "ls", "-q");
+  if (images.includes(machine.reference(name))) await machine.mustCtr("images", "rm", machine.reference(name));
+  // Of a pull that failed: its lease keeps what it had.
+  const { stdout: leases } = await machine.ctr("leases", "ls", "-q");
+  for (const id of leases.split("\n").filter((one) => one !== "")) await machine.mustCtr("leases", "delete", id);
+  await machine.collect();
+}
+
+let counter = 0;
+
+/** The crash points that `work` passes, in their order, as NAME#K. */
+async function record(machine: Machine, image: Pushed): Promise<string[]> {
+  const log = join(machine.directory, "points");
+  await machine.stopDaemon();
+  await machine.startDaemon({ SHALE_CRASH_RECORD: log });
+  const skip = existsSync(log) ? statSync(log).size : 0; // those of the start are the crash tests' of the store
+  await work(machine, image);
+  const seen = new Map<string, number>();
+  const points: string[] = [];
+  let at = 0;
+  for (const line of readFileSync(log, "utf8").split("\n")) {
+    const name = line.slice(0, line.indexOf("\t"));
+    at += line.length + 1;
+    seen.set(name, (seen.get(name) ?? 0) + 1);
+    if (name !== "" && at > skip) points.push(`${name}#${seen.get(name)}`);
+  }
+  await machine.stopDaemon();
+  await machine.startDaemon({});
+  return points;
+}
+
+function firstOfEach(points: readonly string[]): string[] {
+  const names = new Set<string>();
+  return points.filter((point) => {
+    const name = nameOf(point);
+    return !names.has(name) && names.add(name);
+  });
+}
+
+const WAYS: readonly Way[] = ["remote", "differ", "plain"];
+/** Names of points at which some daemon has been killed: the next way is killed at those that are its own. */
+const covered = new Set<string>();
+
+for (const way of WAYS) {
+  test(`kill -9 of the daemon at each point of a pull by ${way}, a run and a removal`, async (t) => {
+    await using machine = await Machine.start({ generation: "2.1", way });
+    const [, app, changed] = await pushChain(machine);
+    await machine.pull(app.name);
+    const witness = await Witness.start(machine, app.name);
+    await work(machine, changed);
+    await machine.shale("gc");
+    const expected = inventory(machine);
+    const points = await record(machine, changed);
+    assert.ok(points.length > 20, `only ${points.join()}`);
+    const chosen = FULL ? points : representative(points);
+    let killed = 0;
+    for (const point of chosen) {
+      await machine.stopDaemon();
+      await machine.startDaemon({ SHALE_CRASH_AT: point });
+      const failure = await work(machine, changed).then(
+        () => undefined,
+        (error: unknown) => error,
+      );
+      if (failure !== undefined) assert.equal(await endOf(machine), "SIGKILL", `${point}: ${String(failure)}`);
+      if (machine.daemon.running) {
+        await machine.stopDaemon(); // Not passed this time: threads have their own order.
+      } else {
+        killed++;
+        covered.add(nameOf(point));
+        assert.equal(await machine.daemon.ended, "SIGKILL", point);
+      }
+      await machine.startDaemon({});
+      await undo(machine, changed.name);
+      await work(machine, changed).catch((error: unknown) => {
+        throw new Error(`After a kill at ${point} the same work fails`, { cause: error });
+      });
+      await machine.shale("gc");
+      assert.deepEqual(inventory(machine), expected, point);
+    }
+    t.diagnostic(`killed at ${killed} of the ${points.length} points that are passed`);
+    assert.ok(killed >= chosen.length / 2, `${killed} of ${chosen.length} were killed`);
+    await witness.assertWell();
+    await witness.end();
+    await machine.removeEverything();
+    await machine.stopDaemon();
+    assertEmpty(machine);
+  });
+}
+
+/**
+ * The first of each name that has a meaning ("snapshot:committed"), and of the effects those that others see: what no way
+ * before this one was killed at, and one that each way has.
+ */
+function representative(points: readonly string[]): string[] {
+  const seen = /^(\w+:.*|mount|unmount|rename)$/;
+  return firstOfEach(points).filter((point) => {
+    const name = nameOf(point);
+    return seen.test(name) && (!covered.has(name) || name === "snapshot:committed");
+  });
+}
+
+function nameOf(point: string): string {
+  return point.slice(0, point.indexOf("#"));
+}
+
+/** How the daemon ended, when a call has just failed because of that; "running" when it has not. */
+async function endOf(machine: Machine): Promise<unknown> {
+  return await Promise.race([machine.daemon.ended, sleep(5_000, "running")]);
+}
+
+test("containerd killed, registry away, clock jumping, many pulls at once, images removed while they come", async (t) => {
+  const faketime = globSync("/usr/lib/*/faketime/libfaketimeMT.so.1")[0];
+  assert.ok(faketime, "libfaketime is missing");
+  await using machine = await Machine.start({ generation: "2.1", way: "remote" });
+  const [base, app, changed] = await pushChain(machine);
+  await machine.pull(app.name);
+  const witness = await Witness.start(machine, app.name);
+
+  await t.test("kill -9 of containerd in the middle of a pull and with containers", async () => {
+    const pulling = machine.pull(changed.name).catch((error: unknown) => error);
+    await machine.stopContainerd("KILL");
+    await pulling;
+    await machine.startContainerd();
+    await witness.assertWell();
+    await undo(machine, changed.name);
+    await work(machine, changed);
+  });
+
+  await t.test("kill -9 of both, the daemon started last", async () => {
+    await machine.stopContainerd("KILL");
+    await machine.stopDaemon("SIGKILL");
+    await machine.startContainerd();
+    assert.notEqual((await machine.ctr("snapshots", "--snapshotter", "shale", "ls")).code, undefined);
+    await machine.startDaemon({});
+    await until(async () => (await machine.ctr("images", "check", "--snapshotter", "shale")).code === 0);
+    await witness.assertWell();
+    await work(machine, changed);
+  });
+
+  await t.test("registry down while the daemon starts: what is there runs, what is not comes later", async () => {
+    await machine.registry.stop();
+    await machine.stopDaemon();
+    await machine.startDaemon({});
+    await machine.runContainer(app.name, "without", ["sh", "-ec", "[ -d /kinds/dirs/42 ]"]);
+    await assert.rejects(machine.pull(changed.name), /connection refused/);
+    await machine.registry.start();
+    await work(machine, changed);
+    await witness.assertWell();
+  });
+
+  await t.test("the daemon's clock jumps two days back and forth", async () => {
+    const clock = join(machine.directory, "clock");
+    const jump = (by: string) => writeFileSync(clock, by);
+    jump("+0");
+    await machine.stopDaemon();
+    const fake = {
+      LD_PRELOAD: faketime,
+      FAKETIME_TIMESTAMP_FILE: clock,
+      FAKETIME_NO_CACHE: "1",
+      FAKETIME_DONT_FAKE_MONOTONIC: "1",
+    };
+    await machine.startDaemon(fake);
+    for (const by of ["-2d", "+2d", "+0"]) {
+      jump(by);
+      await work(machine, changed);
+    }
+    jump("-2d");
+    await machine.stopDaemon("SIGKILL");
+    await machine.startDaemon({});
+    await work(machine, changed);
+    await witness.assertWell();
+    rmSync(clock);
+  });
+
+  await t.test("50 pulls at once, of the same image and of different ones", async () => {
+    const [first] = base.image.layers;
+    const others = await mapConcurrent(
+      Array.from({ length: 25 }, (_, i) => i),
+      4,
+      (i) =>
+        push(machine, `test/many-${i}:v1`, [
+          first!.tar,
+          { [`file-${i}`]: noise(300_000, i) },
+          { shared: noise(100_000, "x") },
+        ]),
+    );
+    const pulls = [...others, ...others.map(() => changed)];
+    await Promise.all(pulls.map(({ name }) => machine.pull(name)));
+    for (const { name } of others.slice(0, 3)) await machine.runContainer(name, `c${counter++}`, ["ls", "/shared"]);
+    await machine.runContainer(changed.name, `c${counter++}`, ["ls", "/kinds/opaque/new"]);
+    await witness.assertWell();
+    for (const { name } of pulls.slice(0, 26)) await machine.mustCtr("images", "rm", machine.reference(name));
+    await machine.collect();
+  });
+
+  await t.test("an image is removed again and again while it is pulled", async () => {
+    let pulling = true;
+    const removing = (async () => {
+      while (pulling) {
+        await machine.ctr("images", "rm", "--sync", machine.reference(changed.name));
+        await machine.shale("gc");
+      }
+    })();
+    for (let round = 0; round < 8; round++) await machine.pull(changed.name);
+    pulling = false;
+    await removing;
+    await undo(machine, changed.name);
+    await work(machine, changed);
+    await witness.assertWell();
+  });
+
+  await witness.end();
+  await machine.removeEverything();
+  await machine.stopDaemon();
+  assertEmpty(machine);
+});
+
+test("a full disk refuses pulls with a reason, disturbs no container, and works again when there is room", async () => {
+  await using machine = await Machine.start({
+    generation: "2.1",
+    way: "remote",
+    diskSize: 96 << 20,
+    config: "[disk]\nhigh_watermark = 90\nlow_watermark = 80",
+  });
+  const [, app] = await pushChain(machine);
+  const large = await push(machine, "test/large:v1", [{ large: noise(64 << 20, "large") }]);
+  const small = await push(machine, "test/small:v1", [app.image.layers[0]!.tar, { small: noise(1 << 20, "small") }]);
+  await machine.pull(app.name);
+  const witness = await Witness.start(machine, app.name);
+
+  // More than there is: the disk fills up in the middle.
+  await assert.rejects(machine.pull(large.name), /disk is full|no space left|resource exhausted/i);
+  await undo(machine, large.name);
+  await machine.shale("gc");
+
+  // Above the mark nothing is begun, and the message says so.
+  const filler = join(machine.root, "filler");
+  const { stdout } = await run(["df", "--output=avail", "-B1", machine.root]);
+  writeFileSync(filler, Buffer.alloc(Math.floor(Number(stdout.split("\n")[1]) - (4 << 20)), 1));
+  await assert.rejects(machine.pull(small.name), /the mark is at 90%/);
+  await witness.assertWell();
+  rmSync(filler);
+  await undo(machine, small.name);
+  await machine.pull(small.name);
+  await machine.runContainer(small.name, "c-small", ["ls", "/small"]);
+  await witness.assertWell();
+  await witness.end();
+  await machine.removeEverything();
+  await machine.stopDaemon();
+  rmSync(join(machine.root, "lost+found"), { recursive: true });
+  assertEmpty(machine);
+});
