@@ -89,20 +89,28 @@ export class Attributes {
     return kept;
   }
 
-  /** Gives all of it to a file or directory that is open, in the order that keeps it: owner, mode, xattrs, time. */
-  applyTo(fd: number, wanted: Wanted, created: number, path: ByteString): void {
+  /**
+   * Gives all of it to a file or directory that is open, in the order that keeps it: owner, mode, xattrs, time. `created` are the
+   * permissions that it has. False when something was refused: then it is not what `wanted` says, and the loss is noted.
+   */
+  applyTo(fd: number, wanted: Wanted, created: number, path: ByteString): boolean {
+    let complete = true;
     const { uid, gid } = wanted;
     let { mode } = wanted;
     if (uid !== this.#rights.uid || gid !== this.#rights.gid) {
       const changed = this.#tryOwner(() => setOwner(fd, uid, gid), wanted, path);
+      complete = changed;
       // The bits would hand out an identity that the image does not mean.
       if (!changed && (mode & FileType.MASK) === FileType.REGULAR) mode &= ~(SET_UID | SET_GID);
       // A change of owner takes them away, also when root makes it.
       if ((mode & (SET_UID | SET_GID)) !== 0) created = -1;
     }
     if (created !== (mode & PERMISSIONS)) setPermissions(fd, mode);
-    for (const xattr of wanted.xattrs) this.#tryXattr(fd, xattr, path, (name, value) => setXattrOf(fd, name, value));
+    for (const xattr of wanted.xattrs) {
+      if (!this.#tryXattr(fd, xattr, path, (name, value) => setXattrOf(fd, name, value))) complete = false;
+    }
     setModifiedTime(fd, wanted.mtimeSeconds, wanted.mtimeNanoseconds);
+    return complete;
   }
 
   /** As {@link applyTo} for what can't be opened, or must not be: symlinks, devices, fifos, sockets. */
@@ -148,13 +156,15 @@ export class Attributes {
     { name, value }: Xattr,
     path: ByteString,
     set: (name: Uint8Array, value: Uint8Array) => void,
-  ): void {
+  ): boolean {
     try {
       set(bytesOf(name), bytesOf(value));
+      return true;
     } catch (error) {
       const code = errnoOf(error) ?? "";
       if (!REFUSED.has(code) && !(code === "ENOSPC" && freeBytesAt(near) > NOT_FULL)) throw error;
       this.#losses.add("xattr", path, name);
+      return false;
     }
   }
 }

@@ -25,7 +25,7 @@ import { type CheckoutJob, STOP, type Tally } from "./protocol.ts";
 const PIECE_SIZE = 64 * 1024 * 1024;
 /** The store makes holes of runs of zeros from this size on: a smaller file has none. */
 const SMALLEST_HOLE = 64 * 1024;
-/** A source of a file with several names must have room for all of them: ext4 takes 65,000, btrfs 65,535. */
+/** Names that a source may get by a file with several: ext4 takes 65,000, btrfs 65,535. */
 const MAXIMUM_LINKS = 32_000;
 /** This pair of places can't do it, so no later file will. */
 const NEVER = new Set(["EXDEV", "EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "ENOTTY", "EINVAL"]);
@@ -60,32 +60,29 @@ export class FileWriter implements Disposable {
     // An empty file shares nothing worth a link; one with labels of the host would not be found again.
     const shares = this.#hardlink && inode.size > 0 && !wanted.xattrs.some((xattr) => isOfTheHost(xattr.name));
     const fingerprint = shares ? fingerprintOf(tree.digest(inode), wanted) : undefined;
-    if (fingerprint !== undefined && this.#link(fingerprint, wanted, directory, name, inode.links)) {
+    const options = {
+      // An inode with several names must find room for all of them.
+      maximumLinks: inode.links > 1 ? Math.max(0, MAXIMUM_LINKS - inode.links) : Infinity,
+      verify: this.#job.verify,
+    };
+    if (
+      fingerprint !== undefined &&
+      this.#unlessImpossible(() => this.#sources!.link(fingerprint, wanted, directory, name, options))
+    ) {
       this.#tally.linked++;
       this.#tally.linkedBytes += inode.size;
       return;
     }
-    this.#create(tree, directory, name, inode, wanted, path);
-    if (fingerprint === undefined || !this.#hardlink) return;
-    if (this.#publish(fingerprint, wanted, directory, name)) return;
-    this.#create(tree, directory, name, inode, wanted, path);
-  }
-
-  #link(fingerprint: ByteString, wanted: Wanted, directory: number, name: ByteString, links: number): boolean {
-    const maximumLinks = links > 1 ? Math.max(0, MAXIMUM_LINKS - links) : Infinity;
-    return this.#unlessImpossible(() =>
-      this.#sources!.link(fingerprint, wanted, directory, name, { maximumLinks, verify: this.#job.verify }),
-    );
-  }
-
-  /** False when the name is free again. */
-  #publish(fingerprint: ByteString, wanted: Wanted, directory: number, name: ByteString): boolean {
+    const complete = this.#create(tree, directory, name, inode, wanted, path);
+    // One that lacks something would be a source that is not what its name says.
+    if (fingerprint === undefined || !complete || !this.#hardlink) return;
     let gone = false;
-    this.#unlessImpossible(() => {
-      gone = !this.#sources!.publish(fingerprint, wanted, directory, name);
-      return true;
+    const published = this.#unlessImpossible(() => {
+      gone = !this.#sources!.publish(fingerprint, wanted, directory, name, options);
+      return !gone;
     });
-    return !gone;
+    if (published) this.#tally.published++;
+    if (gone) this.#create(tree, directory, name, inode, wanted, path);
   }
 
   #unlessImpossible(run: () => boolean): boolean {
@@ -100,6 +97,7 @@ export class FileWriter implements Disposable {
     }
   }
 
+  /** False when it is not all that is wanted. */
   #create(
     tree: OpenTree,
     directory: number,
@@ -107,12 +105,12 @@ export class FileWriter implements Disposable {
     inode: ErofsInode,
     wanted: Wanted,
     path: ByteString,
-  ): void {
+  ): boolean {
     const mode = wanted.mode & 0o777; // set-ID bits come after the owner
     const file = createFileAt(directory, name, mode);
     try {
       if (inode.size > 0) this.#count(this.#fill(tree, file, inode), inode.size);
-      this.#attributes.applyTo(file, wanted, this.#attributes.created(mode), path);
+      return this.#attributes.applyTo(file, wanted, this.#attributes.created(mode), path);
     } finally {
       closeFile(file);
     }

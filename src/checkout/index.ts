@@ -222,11 +222,7 @@ function finishRoot(
   return { tally, losses: losses.listed, closed: [], fallbacks: [] };
 }
 
-function merge(
-  path: string,
-  { trees, layers, rights, sources }: CheckoutJob,
-  results: readonly ThreadResult[],
-): CheckoutResult {
+function merge(path: string, { trees, layers, rights }: CheckoutJob, results: readonly ThreadResult[]): CheckoutResult {
   const tally = newTally();
   const lost: Loss[] = [];
   const fallbacks = new Set<string>();
@@ -239,7 +235,7 @@ function merge(
     ...tally,
     path,
     layers: layers ? trees.map((_, number) => `${path}/${number}`) : [],
-    sharesInodes: sources !== undefined && !fallbacks.has("hardlink: EXDEV"),
+    sharesInodes: tally.linked + tally.published > 0,
     userXattrs: layers && !rights.trusted,
     lost: firstOfEachKind(lost).map((loss) => ({
       ...loss,

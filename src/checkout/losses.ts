@@ -8,7 +8,16 @@ export const LOSSES_LISTED = 1000;
 export function newTally(): Tally {
   return {
     ...{ directories: 0, files: 0, symlinks: 0, others: 0, bytes: 0 },
-    ...{ linked: 0, linkedBytes: 0, reflinked: 0, reflinkedBytes: 0, copied: 0, copiedBytes: 0, replaced: 0 },
+    ...{
+      linked: 0,
+      linkedBytes: 0,
+      reflinked: 0,
+      reflinkedBytes: 0,
+      copied: 0,
+      copiedBytes: 0,
+      published: 0,
+      replaced: 0,
+    },
     losses: { owner: 0, "set-id bit": 0, xattr: 0, device: 0, symlink: 0 },
   };
 }

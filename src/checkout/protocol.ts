@@ -78,6 +78,8 @@ export interface Tally {
   reflinkedBytes: number;
   copied: number;
   copiedBytes: number;
+  /** Made here, and there for later checkouts to share. */
+  published: number;
   /** Link sources that had been written to, and were dropped. */
   replaced: number;
   losses: Record<LossKind, number>;

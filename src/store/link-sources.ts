@@ -130,7 +130,13 @@ export class LinkSources implements Disposable {
    * Makes the file at `name`, which is complete, the source `fingerprint`. When another has made it meanwhile, `name` becomes a
    * name of that one instead; false when that failed, and then nothing has the name `name` any more.
    */
-  publish(fingerprint: ByteString, expected: LinkAttributes, directory: number, name: ByteString): boolean {
+  publish(
+    fingerprint: ByteString,
+    expected: LinkAttributes,
+    directory: number,
+    name: ByteString,
+    options: LinkOptions = {},
+  ): boolean {
     const parent = this.#openGroup(fingerprint.slice(0, 2));
     try {
       linkAt(directory, name, parent, fingerprint.slice(3));
@@ -142,7 +148,7 @@ export class LinkSources implements Disposable {
     }
     unlinkAt(directory, name);
     try {
-      return this.link(fingerprint, expected, directory, name);
+      return this.link(fingerprint, expected, directory, name, options);
     } catch (error) {
       if (errnoOf(error) !== "EMLINK") throw error;
       return false;

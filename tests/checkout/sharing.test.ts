@@ -16,6 +16,7 @@ import {
 import { join } from "node:path";
 import { describe, test } from "node:test";
 import { type CheckoutOptions, type CheckoutResult, checkoutImage, Crew } from "../../src/checkout/index.ts";
+import { entryBytes } from "../../src/formats/tar/testing.ts";
 import { findImage } from "../../src/images/find.ts";
 import type { Store } from "../../src/store/index.ts";
 import { check, collect, noise, pull, tar, withStore, writeImage } from "../../src/store/testing/fixtures.ts";
@@ -176,6 +177,32 @@ describe("link sources", () => {
       assert.deepEqual(end.result?.fallbacks, ["hardlink: EMLINK"]);
       assert.deepEqual(describeTree(at("b"), { links: false }), describeTree(at("a"), { links: false }));
       assert.notEqual(inode(at("a/plain")), inode(at("b/plain")));
+    });
+  });
+});
+
+describe("a file that could not get all that it should have", needsRoot, () => {
+  test("is no link source: an xattr that ext4 has no room for is lost, and told each time", async () => {
+    await withLoopFilesystem("ext4", {}, async (scratch) => {
+      const xattrs = [{ name: "user.large", value: "x".repeat(60_000) }];
+      const large = Buffer.concat([entryBytes({ path: "large", xattrs }, "with content"), tar({ small: "small" })]);
+      writeImage(join(scratch, "layout"), "image", [large]);
+      await withStore(join(scratch, "store"), async (store) => {
+        await pull(store, join(scratch, "layout"), "image");
+        for (const name of ["a", "b"]) {
+          await using crew = new Crew(1);
+          using operation = store.begin("checkout");
+          const { manifest } = findImage(store, "image");
+          const result = await checkoutImage(operation, manifest, join(scratch, name), crew, { link: "hardlink" });
+          assert.deepEqual(
+            result.lost.map(({ kind, path }) => `${kind} ${path}`),
+            ["xattr large"],
+          );
+          assert.equal(result.replaced, 0);
+        }
+        assert.equal(store.measureUsage().links.count, 1);
+        assert.deepEqual((await check(store)).findings, []);
+      });
     });
   });
 });

@@ -14,6 +14,7 @@ const RESULT: CheckoutResult = {
     reflinkedBytes: 0,
     copied: 12_345,
     copiedBytes: 2_000_000,
+    published: 0,
     replaced: 0,
   },
   losses: { owner: 0, "set-id bit": 0, xattr: 0, device: 0, symlink: 0 },
