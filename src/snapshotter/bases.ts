@@ -2,7 +2,8 @@
  * What a mount of a chain stands on: EROFS mounts of layers or of a merged image, and directories of plain snapshots. Decided
  * once, when a snapshot is prepared, and recorded with it.
  */
-import { chainIdOf, type DiffId } from "../oci/index.ts";
+import { hash } from "node:crypto";
+import { type ChainId, chainIdOf, type DiffId } from "../oci/index.ts";
 import type { SnapshotRecord } from "../store/index.ts";
 import { SNAPSHOTTER_LIMITS } from "./limits.ts";
 import type { MountMode } from "./types.ts";
@@ -52,17 +53,24 @@ export function imageLayers(chain: readonly SnapshotRecord[]): readonly DiffId[]
   return diffIds.length === chain.length ? diffIds : undefined;
 }
 
-/** How a mount is recorded, and the layers that it needs. The same base has the same text, so it is mounted once. */
-export function describeBase(base: Base): {
-  readonly text: object;
-  readonly diffIds: readonly DiffId[];
-} {
-  switch (base.kind) {
-    case "chain":
-      return { text: { chain: chainIdOf(base.diffIds) }, diffIds: base.diffIds };
-    case "layer":
-      return { text: { layer: base.diffId }, diffIds: [base.diffId] };
-    case "directory":
-      return { text: { directory: base.id }, diffIds: [] };
-  }
+/** How a mount is recorded. The same base has the same text, so it is mounted once. */
+export interface BaseDescription {
+  /** Chain id of the layers. */
+  readonly chain?: ChainId;
+  readonly layer?: DiffId;
+  /** Which files of the store the layers were: after a repair they are others. */
+  readonly files?: string;
+  readonly directory?: number;
+}
+
+/** `idsOf` answers the store's own ids of layers. */
+export function describeBase(
+  base: Base,
+  idsOf: (diffIds: readonly DiffId[]) => readonly string[],
+): { readonly description: BaseDescription; readonly diffIds: readonly DiffId[] } {
+  if (base.kind === "directory") return { description: { directory: base.id }, diffIds: [] };
+  const diffIds = base.kind === "chain" ? base.diffIds : [base.diffId];
+  const files = hash("sha256", idsOf(diffIds).join(" ")).slice(0, 24);
+  if (base.kind === "layer") return { description: { layer: base.diffId, files }, diffIds };
+  return { description: { chain: chainIdOf(diffIds), files }, diffIds };
 }

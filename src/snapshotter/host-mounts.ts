@@ -5,7 +5,7 @@
  */
 import { join } from "node:path";
 import { ShaleError } from "../errors/index.ts";
-import type { ChainId } from "../oci/index.ts";
+import type { DiffId } from "../oci/index.ts";
 import type { HostMountRegister, Store, StoreOperation } from "../store/index.ts";
 import {
   bindMount,
@@ -17,16 +17,13 @@ import {
   removeDirectory,
   unmount,
 } from "../sys/index.ts";
-import { type Base, describeBase } from "./bases.ts";
+import { type Base, type BaseDescription, describeBase } from "./bases.ts";
 import type { IdMapping } from "./labels.ts";
 import { UPPER } from "./mount-lists.ts";
 import type { SnapshotterEvent } from "./types.ts";
 
-/** What the record of a mount says, as `describeBase` and `idsOf` wrote it. */
-interface Description {
-  readonly chain?: string;
-  readonly layer?: string;
-  readonly directory?: number;
+/** What the record of a mount says. */
+interface Description extends BaseDescription {
   readonly uids?: readonly IdRange[];
   readonly gids?: readonly IdRange[];
 }
@@ -73,9 +70,8 @@ export class HostMounts {
     try {
       const recorded = bases.map((base) => {
         if (base.kind === "directory" && mapping === undefined) return `s${base.id}`;
-        const { text, diffIds } = describeBase(base);
-        const chain = base.kind === "chain" ? ((text as { chain: ChainId }).chain as ChainId) : undefined;
-        const id = this.#register.ensure(JSON.stringify({ ...text, ...mapping }), diffIds, chain);
+        const { description, diffIds } = describeBase(base, (ids) => this.#register.layerIds(ids));
+        const id = this.#register.ensure(JSON.stringify({ ...description, ...mapping }), diffIds, description.chain);
         this.#pinned.set(id, (this.#pinned.get(id) ?? 0) + 1);
         pinned.push(id);
         return `m${id}`;
@@ -155,7 +151,7 @@ export class HostMounts {
     directory: string | undefined,
     mapping: IdMapping,
     { uids: _uids, gids: _gids, ...plain }: Description,
-    diffIds: HostMountDiffIds,
+    diffIds: readonly DiffId[],
   ): Promise<void> {
     using user = await createUserNamespace(mapping.uids, mapping.gids);
     const map = (source: string) => {
@@ -169,12 +165,12 @@ export class HostMounts {
       }
     };
     if (directory !== undefined) return map(directory);
-    const id = this.#register.ensure(JSON.stringify(plain), diffIds, plain.chain as ChainId | undefined);
+    const id = this.#register.ensure(JSON.stringify(plain), diffIds, plain.chain);
     await this.ensure(`m${id}`);
     map(this.#register.pathOf(id));
   }
 
-  async #files(operation: StoreOperation, single: boolean, diffIds: HostMountDiffIds) {
+  async #files(operation: StoreOperation, single: boolean, diffIds: readonly DiffId[]) {
     if (single) {
       const { image, devices } = operation.layerFiles(operation.getLayer(diffIds[0]!));
       return { source: image, devices };
@@ -206,5 +202,3 @@ export class HostMounts {
     }
   }
 }
-
-type HostMountDiffIds = ReturnType<typeof describeBase>["diffIds"];

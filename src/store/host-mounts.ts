@@ -5,6 +5,7 @@
 import type { ChainId, DiffId } from "../oci/index.ts";
 import { crashPoint } from "../sys/index.ts";
 import type { StoreContext } from "./context.ts";
+import { layerIds } from "./layers.ts";
 
 export interface HostMount {
   /** Number of its mount point, mounts/<id>; never used twice. */
@@ -28,6 +29,11 @@ export class HostMountRegister {
   find(id: number): HostMount | undefined {
     const row = this.#context.database.get("SELECT id, what, diff_ids FROM host_mounts WHERE id = ?", id);
     return row && { id, what: String(row.what), diffIds: JSON.parse(String(row.diff_ids)) as DiffId[] };
+  }
+
+  /** Ids of layers: a mount shows these files for good, so one of a layer that was fetched again is another mount. */
+  layerIds(diffIds: readonly DiffId[]): readonly string[] {
+    return layerIds(this.#context, diffIds);
   }
 
   /** The mount of `what`; recorded before it is made, so that no mount is ever unknown. */

@@ -135,6 +135,17 @@ export function hasLayers({ database }: StoreContext): boolean {
   return database.get("SELECT 1 FROM layers WHERE condemned IS NULL AND damage IS NULL LIMIT 1") !== undefined;
 }
 
+/** Ids of the layers in sight, in the order of `diffIds`; errors as for `getLayer`. A layer that was fetched again has another one. */
+export function layerIds(context: StoreContext, diffIds: readonly DiffId[]): string[] {
+  return diffIds.map((diffId) => {
+    const row = context.database.get(
+      "SELECT id FROM layers WHERE diff_id = ? AND condemned IS NULL AND damage IS NULL",
+      diffId,
+    );
+    return row === undefined ? getLayer(context, diffId).id : String(row.id);
+  });
+}
+
 export function listLayers({ database }: StoreContext): LayerRecord[] {
   return database.all("SELECT * FROM layers WHERE condemned IS NULL ORDER BY committed_at, id").map(layerFromRow);
 }
