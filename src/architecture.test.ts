@@ -130,7 +130,10 @@ const MODULES: Readonly<Record<string, Rule>> = {
       ...[...BASE, ...FORMATS, "log", "oci", "sys", "rpc", "registry", "store", "images", "export"],
       ...["snapshotter", "snapshotter/remote", "cri-proxy", "kubernetes"],
     ],
-    packages: ["node:http", "node:path", "node:crypto", "node:timers/promises", "node:worker_threads", "smol-toml"],
+    packages: [
+      ...["node:http", "node:path", "node:url", "node:crypto", "node:timers/promises", "node:worker_threads"],
+      "smol-toml",
+    ],
   },
   demo: {
     modules: [...BASE, ...ALL_FORMATS, "oci", "sys", "registry", "archives", "server", "store", "images"],
