@@ -82,6 +82,8 @@ export interface CheckoutResult extends Tally {
   readonly userXattrs: boolean;
   /** The first {@link LOSSES_LISTED} of each kind. */
   readonly lost: readonly { readonly kind: LossKind; readonly path: string; readonly detail: string }[];
+  /** The replaced tree, where it is in use; the next checkout to this target removes it. */
+  readonly leftOver: string | undefined;
   /** Why content did not come as it was asked to: "hardlink: EXDEV". */
   readonly fallbacks: readonly string[];
 }
@@ -125,11 +127,13 @@ export async function checkoutImage(
     const results = await crew.run({ ...job, trees }, firstTasks(job), options);
     throwIfAborted(signal);
     const own = finishRoot(place, job, results, area);
-    place.publish();
+    const leftOver = place.publish();
     const fallbacks = link === "reflink" && !reflink ? ["reflink: not possible between the store and here"] : [];
-    return merge(place.path, job, [...results, { ...own, fallbacks }]);
+    return { ...merge(place.path, job, [...results, { ...own, fallbacks }]), leftOver };
   } catch (error) {
-    throw explainWriteError(error, `Cannot check out to ${target}`);
+    // When the removal of what was made fails too, the first failure is the one to tell: the next checkout removes the rest.
+    const first = error instanceof SuppressedError ? error.suppressed : error;
+    throw explainWriteError(first, `Cannot check out to ${target}`);
   }
 }
 
@@ -222,7 +226,11 @@ function finishRoot(
   return { tally, losses: losses.listed, closed: [], fallbacks: [] };
 }
 
-function merge(path: string, { trees, layers, rights }: CheckoutJob, results: readonly ThreadResult[]): CheckoutResult {
+function merge(
+  path: string,
+  { trees, layers, rights }: CheckoutJob,
+  results: readonly ThreadResult[],
+): Omit<CheckoutResult, "leftOver"> {
   const tally = newTally();
   const lost: Loss[] = [];
   const fallbacks = new Set<string>();

@@ -62,8 +62,11 @@ export class Target implements Disposable {
     this.#files = { fresh: nameBeside(this.#name, "new"), pool: nameBeside(this.#name, "links") };
     this.#checkAbsent();
     this.#removeOwn(); // of a checkout that was killed: its lock is gone with it
-    this.pool = this.#make(this.#files.pool, rights);
+    using made = new DisposableStack();
+    made.defer(() => this.#removeOwn());
+    this.pool = made.adopt(this.#make(this.#files.pool, rights), closeFile);
     this.root = this.#make(this.#files.fresh, rights);
+    made.move();
   }
 
   /**
@@ -93,8 +96,11 @@ export class Target implements Disposable {
     removeTreeAt(this.#parent, this.#files.pool);
   }
 
-  /** Gives the tree its name, durably; all in it must have been synced. Then removes what was there. */
-  publish(): void {
+  /**
+   * Gives the tree its name, durably; all in it must have been synced. Then removes what was there; answers its path when that
+   * is in use and stays until the next checkout to this target.
+   */
+  publish(): string | undefined {
     const { fresh } = this.#files;
     crashPoint("checkout:synced");
     if (!this.#replace || findAt(this.#parent, this.#name) === undefined) {
@@ -104,7 +110,14 @@ export class Target implements Disposable {
     crashPoint("checkout:renamed");
     syncNames(this.#parent);
     crashPoint("checkout:durable");
-    removeTreeAt(this.#parent, fresh); // after an exchange, what was there before
+    try {
+      removeTreeAt(this.#parent, fresh); // after an exchange, what was there before
+      return undefined;
+    } catch (error) {
+      // Something was mounted in it since, or processes go on to write there: the checkout is complete all the same.
+      if (errnoOf(error) !== "EBUSY" && errnoOf(error) !== "ENOTEMPTY") throw error;
+      return join(dirname(this.path), Buffer.from(fresh, "latin1").toString());
+    }
   }
 
   #exchange(): void {

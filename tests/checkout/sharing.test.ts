@@ -277,6 +277,24 @@ describe("a target", () => {
     });
   });
 
+  test("whose old tree is in use is replaced, and the old tree goes with the next checkout", async () => {
+    await withPlace(async ({ store, layout, at, checkOut }) => {
+      await checkOut("tree");
+      writeFileSync(at("tree/mine"), "mine");
+      const end = await runDriver({
+        ...{ root: store.root, layout, tag: "image", target: at("tree"), options: { replace: true } },
+        env: { SHALE_FAULT: "unlink@.tree.shale-new:2:EBUSY" }, // the first looks for what a killed checkout left
+      });
+      assert.equal(end.code, 0, end.stderr);
+      assert.ok(end.result?.code === undefined);
+      assert.equal(end.result?.leftOver, at(".tree.shale-new"));
+      assert.equal(readFileSync(at(".tree.shale-new/mine"), "utf8"), "mine");
+      assert.equal(existsSync(at("tree/mine")), false);
+      await checkOut("tree", { replace: true });
+      assert.equal(existsSync(at(".tree.shale-new")), false);
+    });
+  });
+
   test("whose name is as long as names are", async () => {
     await withPlace(async ({ at, checkOut }) => {
       await checkOut("n".repeat(255));

@@ -20,6 +20,7 @@ const RESULT: CheckoutResult = {
   losses: { owner: 0, "set-id bit": 0, xattr: 0, device: 0, symlink: 0 },
   lost: [],
   fallbacks: [],
+  leftOver: undefined,
   sharesInodes: false,
   userXattrs: false,
 };

@@ -103,6 +103,9 @@ export function formatCheckout(result: CheckoutResult, elapsedMs: number): strin
       `${countOf(result.replaced, "shared file")} had been written to and ${result.replaced === 1 ? "was" : "were"} made anew: other checkouts may have what was written`,
     );
   }
+  if (result.leftOver !== undefined) {
+    lines.push(`The replaced tree is in use: ${singleLine(result.leftOver)} stays until the next checkout to here.`);
+  }
   lines.push(...formatLosses(result));
   if (layers.length > 0) {
     const option = result.userXattrs ? ",userxattr" : "";
