@@ -704,3 +704,36 @@ test("withChecksum() of the test kit agrees with a header made by hand", () => {
   bytes.write("a");
   assert.equal(withChecksum(bytes).toString("latin1", 148, 156), `${(0x61 + 256).toString(8).padStart(6, "0")}\0 `);
 });
+
+test("TarDecoder tells what a header says that no layer keeps", () => {
+  const gnuTimes = { 345: "00000000005\0", 357: "00000000006\0" };
+  const cases: readonly (readonly [string, Uint8Array, TarEntry["unkept"]])[] = [
+    ["nothing", block({}), undefined],
+    ["a file type in the mode", block({ at: { 100: "0100644\0" } }), { modeField: 0o100644 }],
+    ["GNU's times", block({ magic: GNU_MAGIC, at: gnuTimes }), { accessTime: "5", changeTime: "6" }],
+    ["a prefix where GNU has its times", block({ at: { 345: "directory" } }), undefined],
+    ["times of PAX", Buffer.concat([meta("x", records(["atime", "1.5"])), block({})]), { accessTime: "1.5" }],
+    ["a contiguous file", block({ type: "7" }), { differsInGo: "its type flag is 7" }],
+    [
+      "a directory with a size",
+      block({ name: "d/", type: "5", size: 9 }),
+      { differsInGo: "it is a directory with a size" },
+    ],
+    ["a file with a device", block({ at: { 337: "0000003\0" } }), { differsInGo: "it is a file with a device number" }],
+    [
+      "an xattr of libarchive",
+      Buffer.concat([meta("x", records(["LIBARCHIVE.xattr.user.a", "dg=="])), block({})]),
+      { differsInGo: "it has a record LIBARCHIVE.xattr.user.a" },
+    ],
+    [
+      "a global time",
+      Buffer.concat([meta("g", records(["mtime", "7"])), block({})]),
+      { differsInGo: "a global header counts for it" },
+    ],
+  ];
+  for (const [name, bytes, expected] of cases) {
+    const { unkept } = decodeTar([tarOf(bytes)]).entries[0]!;
+    const told = unkept && Object.fromEntries(Object.entries(unkept).filter(([, value]) => value !== undefined));
+    assert.deepEqual(told, expected, name);
+  }
+});
