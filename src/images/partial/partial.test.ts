@@ -28,7 +28,15 @@ import {
 } from "../../store/testing/fixtures.ts";
 import { storeProcess } from "../../store/testing/processes.ts";
 import { withTemporaryDirectory } from "../../sys/testing/filesystems.ts";
-import { askedBytes, type ChunkedLayer, chunkedLayer, layerIndexOf, publish, pullFrom } from "./testing/images.ts";
+import {
+  askedBytes,
+  type ChunkedLayer,
+  chunkedLayer,
+  layerIndexOf,
+  publish,
+  pullFrom,
+  skopeoLayer,
+} from "./testing/images.ts";
 
 /** Cut into some 30 chunks. */
 const large = noise(1_500_000, "large");
@@ -61,6 +69,16 @@ const SECOND: Files = {
 };
 /** Bytes of SECOND that FIRST does not have, generously: chunks about the change, two files, the ends of the sparse one. */
 const MISSING = 120_000 + 10_000 + 300_000;
+
+/** Annotations that place the TOC so many bytes further on. */
+function shifted({ annotations }: ChunkedLayer, by: number): Record<string, string> {
+  return Object.fromEntries(
+    Object.entries(annotations).map(([key, value]) => [
+      key,
+      key.endsWith("-position") ? value.replace(/^\d+/, (offset) => `${Number(offset) + by}`) : value,
+    ]),
+  );
+}
 
 interface Fixture {
   readonly root: string;
@@ -145,6 +163,89 @@ describe("pull in parts", () => {
         assert.equal(askedBytes(server, blob!), blob!.size);
         assertTars(store, "other");
         noDownloads(store);
+      });
+    }));
+
+  test("takes layers that skopeo made", () =>
+    withServer(async (fixture) => {
+      const { root, server } = fixture;
+      const [one, two] = [skopeoLayer("one"), skopeoLayer("two")];
+      await withStore(root, async (store) => {
+        publish(server, "one", [one]);
+        await pullFrom(store, server, "one");
+        publish(server, "second", [two]);
+        const [layer] = (await pullFrom(store, server, "second")).layers;
+        assert.ok(layer!.parts);
+        assert.ok(layer!.received < two.blob.length / 2, `${layer!.received} bytes`);
+        await assertSame({ ...fixture, second: two }, store);
+      });
+    }));
+
+  test("takes a layer without annotations by its footer", () =>
+    withServer(async (fixture) => {
+      const { root, server } = fixture;
+      const filler = { filler: noise(17 << 20, "filler") };
+      const [one, two] = [
+        await chunkedLayer(tar({ ...FIRST, ...filler })),
+        await chunkedLayer(tar({ ...SECOND, ...filler })),
+      ];
+      await withStore(root, async (store) => {
+        publish(server, "one", [one]);
+        await pullFrom(store, server, "one");
+        publish(server, "second", [two], { annotations: {} });
+        const [layer] = (await pullFrom(store, server, "second")).layers;
+        assert.ok(layer!.parts);
+        assert.ok(layer!.received < MISSING + (two.blob.length - two.tocOffset));
+        assertTars(store, "second");
+      });
+    }));
+
+  const ODD: readonly {
+    readonly name: string;
+    readonly change: (layer: ChunkedLayer, other: ChunkedLayer) => Partial<ChunkedLayer>;
+  }[] = [
+    { name: "whose TOC lies outside of the blob", change: (layer) => ({ annotations: shifted(layer, 1e9) }) },
+    { name: "whose TOC is somewhere else", change: (layer) => ({ annotations: shifted(layer, -4000) }) },
+    { name: "with the annotations of another layer", change: (_layer, other) => ({ annotations: other.annotations }) },
+    {
+      name: "whose TOC has another digest",
+      change: ({ annotations }) => ({
+        annotations: Object.fromEntries(
+          Object.entries(annotations).map(([key, value]) => [key, value.replace(/^sha256:..../, "sha256:0000")]),
+        ),
+      }),
+    },
+    {
+      name: "with malformed positions",
+      change: ({ annotations }) => ({
+        annotations: Object.fromEntries(
+          Object.entries(annotations).map(([key, value]) => [key, key.endsWith("-position") ? `${value}:-1` : value]),
+        ),
+      }),
+    },
+  ];
+  for (const { name, change } of ODD) {
+    test(`pulls whole a layer ${name}`, () =>
+      withServer(async (fixture) => {
+        const { root, server, first, second } = fixture;
+        await withStore(root, async (store) => {
+          await pullFrom(store, server, "first");
+          publish(server, "second", [{ ...second, ...change(second, first) }]);
+          const [layer] = (await pullFrom(store, server, "second")).layers;
+          assert.equal(layer!.parts, undefined);
+          await assertSame(fixture, store);
+        });
+      }));
+  }
+
+  test("does not believe a TOC that tells of other files than the tar has", () =>
+    withServer(async ({ root, server, first, second }) => {
+      await withStore(root, async (store) => {
+        await pullFrom(store, server, "first");
+        // Both sound in themselves: the blob of one layer, and the diffId of another.
+        publish(server, "second", [{ ...second, diffId: first.diffId.replace(/.$/, "0") }]);
+        await assert.rejects(pullFrom(store, server, "second"), (error) => ShaleError.is(error, "DATA_LOSS"));
+        await assertSound(store);
       });
     }));
 

@@ -1,5 +1,7 @@
 /** zstd:chunked images on a scripted registry, and what stores make of them. For tests only. */
 import { createHash } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
 import { displayBytes } from "../../../bytes/index.ts";
 import { frameCompressor } from "../../../formats/compression/index.ts";
 import { memorySpool } from "../../../formats/toc/writing.ts";
@@ -30,9 +32,24 @@ export async function chunkedLayer(tar: Uint8Array): Promise<ChunkedLayer> {
   const pieces: Uint8Array[] = [];
   for await (const piece of writer.write(only(tar))) pieces.push(piece);
   const { annotations } = writer;
-  const position = Object.entries(annotations).find(([key]) => key.endsWith(".manifest-position"))![1];
-  const tocOffset = Number(position.split(":")[0]);
-  return { blob: Buffer.concat(pieces), annotations, diffId: `sha256:${sha256(tar)}`, tocOffset };
+  const diffId = `sha256:${sha256(tar)}`;
+  return { blob: Buffer.concat(pieces), annotations, diffId, tocOffset: tocOffsetOf(annotations) };
+}
+
+/** A layer that skopeo made; see skopeo/layers.json. "two" has most of the content of "one". */
+export function skopeoLayer(name: "one" | "two"): ChunkedLayer {
+  const directory = join(import.meta.dirname, "skopeo");
+  const blob = readFileSync(join(directory, `${name}.blob`));
+  const all = JSON.parse(readFileSync(join(directory, "layers.json"), "utf8")) as Readonly<
+    Record<typeof name, { readonly diffId: string; readonly annotations: Readonly<Record<string, string>> }>
+  >;
+  const { diffId, annotations } = all[name];
+  return { blob, annotations, diffId, tocOffset: tocOffsetOf(annotations) };
+}
+
+function tocOffsetOf(annotations: Readonly<Record<string, string>>): number {
+  const [, position] = Object.entries(annotations).find(([key]) => key.endsWith(".manifest-position"))!;
+  return Number(position.split(":")[0]);
 }
 
 async function* only(bytes: Uint8Array): AsyncGenerator<Uint8Array> {
