@@ -29,6 +29,8 @@ import { deserializeError } from "./serialize-error.ts";
 
 /** Worker heap ceiling in MiB: 1,000,000 entries live in typed arrays outside of it. */
 const WORKER_HEAP_MIB = 256;
+/** And of the young generation, as V8 has it by itself: the daemon runs with a small one (the launcher), which is not meant for ingests. */
+const WORKER_YOUNG_MIB = 48;
 
 /** What the pool adds to a request. */
 type Added = "kind" | "number" | "control";
@@ -181,7 +183,7 @@ export class IngestPool implements AsyncDisposable {
     const worker = new Worker(
       new URL(import.meta.url.endsWith(".ts") ? "./worker.ts" : "./worker.js", import.meta.url),
       {
-        resourceLimits: { maxOldGenerationSizeMb: WORKER_HEAP_MIB },
+        resourceLimits: { maxOldGenerationSizeMb: WORKER_HEAP_MIB, maxYoungGenerationSizeMb: WORKER_YOUNG_MIB },
         env: threadEnvironment(),
       },
     );
