@@ -5,41 +5,19 @@
  * SHALE_CRASH_FULL=1 tries every point; else the first and the last of each name.
  */
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
 import { readdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { describe, test } from "node:test";
 import { mapConcurrent } from "../async/index.ts";
 import { assertSound, collect } from "../store/testing/fixtures.ts";
 import { withTemporaryDirectory } from "../sys/testing/filesystems.ts";
+import { drive } from "./testing/drive.ts";
 import { mountsBelow, performed, unmountBelow } from "./testing/fixtures.ts";
 import { opened, runSteps } from "./testing/steps.ts";
 import type { SnapshotInfo, Snapshotter } from "./types.ts";
 
 const FULL = process.env.SHALE_CRASH_FULL === "1";
-const DRIVER = join(import.meta.dirname, "testing/driver.ts");
 const AT_A_TIME = 2;
-
-function drive(
-  root: string,
-  env: Readonly<Record<string, string>>,
-): Promise<{ signal: string | null; stderr: string }> {
-  return new Promise((resolve, reject) => {
-    const child = spawn(process.execPath, ["--disable-warning=ExperimentalWarning", DRIVER, root], {
-      env: { ...process.env, ...env },
-      stdio: ["ignore", "ignore", "pipe"],
-    });
-    let stderr = "";
-    child.stderr.on("data", (chunk: Buffer) => {
-      stderr += chunk;
-    });
-    child.on("error", reject);
-    child.on("close", (code, signal) => {
-      if (code !== 0 && signal !== "SIGKILL") reject(new Error(`the driver ended with ${code}: ${stderr}`));
-      else resolve({ signal, stderr });
-    });
-  });
-}
 
 /** The crash points of an undisturbed run, as NAME#K. */
 async function record(scratch: string): Promise<string[]> {

@@ -3,7 +3,7 @@
  * same, so they share its page cache; recorded before it is made, made again when it is gone, ended when nothing needs it.
  * Whoever uses one keeps it: running containers are not disturbed when its mount point goes.
  */
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { ShaleError } from "../errors/index.ts";
 import type { DiffId } from "../oci/index.ts";
 import type { HostMountRegister, Store, StoreOperation } from "../store/index.ts";
@@ -13,6 +13,7 @@ import {
   ensureDirectory,
   findFile,
   type IdRange,
+  list,
   mountErofs,
   removeDirectory,
   unmount,
@@ -183,22 +184,31 @@ export class HostMounts {
     return { source: image, devices };
   }
 
-  /** Ends the mounts that no snapshot has on record. */
+  /** Ends the mounts that no snapshot has on record, and removes mount points that a power cut has brought back. */
   releaseIdle(): void {
     for (const id of this.#register.idle()) {
-      if (this.#pinned.has(id) || this.#making.has(id)) continue;
-      const path = this.#register.pathOf(id);
-      try {
-        // Lazily: an idmapped copy, or a mount that is ended only just now, may still stand on it.
-        if (findFile(path) !== undefined) while (unmount(path, { lazy: true }));
-        removeDirectory(path);
-      } catch (error) {
-        this.#report({ kind: "trouble", what: `Cannot unmount ${path}`, error });
-        continue;
-      }
+      if (this.#pinned.has(id) || this.#making.has(id) || !this.#end(id)) continue;
       this.#register.forget(id);
       this.#known.delete(id);
-      this.#report({ kind: "unmounted", path });
+      this.#report({ kind: "unmounted", path: this.#register.pathOf(id) });
+    }
+    const recorded = new Set(this.#register.list().map(String));
+    for (const { name } of list(dirname(this.#register.pathOf(1)))) {
+      if (/^[1-9][0-9]*$/.test(name) && !recorded.has(name)) this.#end(Number(name));
+    }
+  }
+
+  /** False, and reported, when it failed. */
+  #end(id: number): boolean {
+    const path = this.#register.pathOf(id);
+    try {
+      // Lazily: an idmapped copy, or a mount that is ended only just now, may still stand on it.
+      if (findFile(path) !== undefined) while (unmount(path, { lazy: true }));
+      removeDirectory(path);
+      return true;
+    } catch (error) {
+      this.#report({ kind: "trouble", what: `Cannot unmount ${path}`, error });
+      return false;
     }
   }
 }
