@@ -1,6 +1,6 @@
 /** Copying a range between files by the cheapest means that both file systems have. */
 import { errnoOf, ShaleError } from "../errors/index.ts";
-import { dataRanges } from "./data-ranges.ts";
+import type { FileRange } from "./data-ranges.ts";
 import { effect } from "./effects.ts";
 import { readAt, writeAt } from "./files.ts";
 import { cloneRange, copyFileRange } from "./libc.ts";
@@ -47,8 +47,8 @@ export interface MovedBytes {
 export interface MoveOptions {
   /** What cloning is done in multiples of: the file system's block, or the larger unit that it asks for. */
   readonly blockSize: number;
-  /** Whether the source may have holes (it has fewer blocks than bytes); they are left out then. */
-  readonly sparse?: boolean;
+  /** The parts of the source that may hold data: holes are left out. All of it unless given. */
+  readonly data?: (offset: number, length: number) => Iterable<FileRange>;
 }
 
 /**
@@ -66,7 +66,7 @@ export function moveRange(
   length: number,
   options: MoveOptions,
 ): MovedBytes {
-  const { blockSize, sparse = false } = options;
+  const { blockSize, data } = options;
   const aligned = sourceOffset % blockSize === 0 && targetOffset % blockSize === 0;
   const whole = aligned ? length - (length % blockSize) : 0;
   const counts = { cloned: 0, copied: 0, written: 0 };
@@ -74,18 +74,17 @@ export function moveRange(
     const clone = () => cloneRange(source, sourceOffset, target, targetOffset, whole);
     if (tried(() => effect("copy", target, clone, { offset: targetOffset, length: whole }))) counts.cloned = whole;
   }
-  const rest = { offset: sourceOffset + counts.cloned, length: length - counts.cloned };
   const shift = targetOffset - sourceOffset;
-  for (const { offset, length: part } of sparse ? dataRanges(source, rest.offset, rest.length) : [rest]) {
-    if (counts.cloned > 0) {
-      readAndWrite(source, offset, target, offset + shift, part);
-      counts.written += part;
-    } else {
-      const copied = copyInKernel(source, offset, target, offset + shift, part);
-      readAndWrite(source, offset + copied, target, offset + copied + shift, part - copied);
-      counts.copied += copied;
-      counts.written += part - copied;
-    }
+  if (counts.cloned > 0) {
+    counts.written = length - counts.cloned;
+    readAndWrite(source, sourceOffset + whole, target, targetOffset + whole, counts.written);
+    return counts;
+  }
+  for (const { offset, length: part } of data?.(sourceOffset, length) ?? [{ offset: sourceOffset, length }]) {
+    const copied = copyInKernel(source, offset, target, offset + shift, part);
+    readAndWrite(source, offset + copied, target, offset + copied + shift, part - copied);
+    counts.copied += copied;
+    counts.written += part - copied;
   }
   return counts;
 }

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { closeSync, ftruncateSync, openSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
-import { dataRanges } from "./data-ranges.ts";
+import { DataMap, dataRanges } from "./data-ranges.ts";
 import { withTemporaryDirectory } from "./testing/filesystems.ts";
 
 const MIB = 1 << 20;
@@ -29,3 +29,22 @@ test("dataRanges() gives the data of a sparse file, cut to the range, and nothin
       closeSync(fd);
     }
   }));
+
+test("DataMap.ranges() says what dataRanges() says, whatever ranges are asked for in ascending order", async () => {
+  await withTemporaryDirectory((directory) => {
+    const path = join(directory, "file");
+    const fd = openSync(path, "w+");
+    try {
+      for (const at of [3, 4, 9, 20, 40, 41]) writeSync(fd, Buffer.alloc(4096, 1), 0, 4096, at * 4096);
+      ftruncateSync(fd, 50 * 4096);
+      const map = new DataMap(fd);
+      for (let offset = 0; offset < 50 * 4096; offset += 3000) {
+        for (const length of [1, 3000, 9000]) {
+          assert.deepEqual([...map.ranges(offset, length)], [...dataRanges(fd, offset, length)], `${offset}+${length}`);
+        }
+      }
+    } finally {
+      closeSync(fd);
+    }
+  });
+});

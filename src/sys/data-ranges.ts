@@ -23,6 +23,38 @@ export function* dataRanges(fd: number, offset: number, length: number): Generat
   }
 }
 
+/**
+ * {@link dataRanges} of one file for many ranges that ascend. Where a run of data ends is asked once a run: the kernel walks
+ * over all extents of it, so that asking for each range takes quadratic time in a file of many (10,000 of them: 17 s on XFS).
+ */
+export class DataMap {
+  readonly #fd: number;
+  #start = 0;
+  /** Up to here from `#start` it is data. */
+  #end = 0;
+
+  /** The file must stay as it is. */
+  constructor(fd: number) {
+    this.#fd = fd;
+  }
+
+  *ranges(offset: number, length: number): Generator<FileRange> {
+    const end = offset + length;
+    for (let at = offset; at < end; ) {
+      if (at < this.#start || at >= this.#end) {
+        const start = seek(this.#fd, at, SEEK_DATA);
+        if (start === undefined || start >= end) return;
+        this.#start = start;
+        this.#end = seek(this.#fd, start, SEEK_HOLE) ?? end;
+        at = start;
+      }
+      const stop = Math.min(end, this.#end);
+      yield { offset: at, length: stop - at };
+      at = stop;
+    }
+  }
+}
+
 /** Undefined when there is none up to the end of the file. */
 function seek(fd: number, offset: number, whence: number): number | undefined {
   try {

@@ -308,9 +308,13 @@ export function setTimes(path: Path, accessed: FileTime, modified: FileTime): vo
 /** Largest value the kernel stores, linux/limits.h XATTR_SIZE_MAX; also the limit of a list of names. */
 export const XATTR_SIZE_MAX = 65536;
 
+/** Filled by the two calls below and copied from at once; 64 KiB anew for each file of a tree kept the garbage collector busy. */
+let scratch: Buffer | undefined;
+
 /** One value, by path without following a symlink, or by fd. ENODATA when the file has no such attribute. */
 export function getXattr(file: Path | number, name: Path): Buffer {
-  const value = Buffer.allocUnsafe(XATTR_SIZE_MAX);
+  scratch ??= Buffer.allocUnsafeSlow(XATTR_SIZE_MAX);
+  const value = scratch;
   const key = cString(name, "getxattr");
   const length =
     typeof file === "number"
@@ -374,7 +378,8 @@ export function setXattr(
 
 /** Names of all attributes that this user may see, one byte a character. */
 export function listXattrs(file: Path | number): string[] {
-  const names = Buffer.allocUnsafe(XATTR_SIZE_MAX);
+  scratch ??= Buffer.allocUnsafeSlow(XATTR_SIZE_MAX);
+  const names = scratch;
   const length =
     typeof file === "number"
       ? call("int64_t flistxattr(int, void *, size_t)", "flistxattr", undefined, file, names, names.length)

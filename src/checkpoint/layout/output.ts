@@ -72,8 +72,9 @@ export class FileOutput implements ArchiveOutput {
       return;
     }
     this.#flush();
-    const { sparse } = content;
-    const options = { blockSize: this.#blockSize, sparse };
+    const { fd, sparse } = content;
+    const data = (offset: number, length: number) => dataRanges(fd, offset, length);
+    const options = { blockSize: this.#blockSize, ...(sparse && { data }) };
     for (let done = 0; done < size; ) {
       this.#signal?.throwIfAborted();
       const length = Math.min(SLICE, size - done);

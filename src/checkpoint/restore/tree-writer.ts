@@ -8,11 +8,13 @@ import type { TarHeader } from "../../formats/tar/index.ts";
 import {
   closeFile,
   createFileAt,
+  DataMap,
   findAt,
   linkAt,
   makeDirectoryAt,
   makeNodeAt,
   makeSymlinkAt,
+  type MoveOptions,
   moveRange,
   openDirectory,
   openDirectoryBeneath,
@@ -75,6 +77,7 @@ export class TreeWriter implements Disposable {
   /** In the order in which they were made; "" is the root. */
   readonly #directories = new Map<ByteString, Attributes>();
   readonly #open = new Map<ByteString, number>();
+  #data: { readonly fd: number; readonly ranges: NonNullable<MoveOptions["data"]> } | undefined;
 
   /** `path` is an empty directory that nobody else uses. */
   constructor(path: string, options: TreeWriterOptions) {
@@ -235,7 +238,7 @@ export class TreeWriter implements Disposable {
       for (let done = 0; done < length; ) {
         signal?.throwIfAborted();
         const part = Math.min(SLICE, length - done);
-        const options = { blockSize: BLOCK, sparse: true };
+        const options = { blockSize: BLOCK, data: this.#dataOf(place.fd) };
         const moved = moveRange(place.fd, place.offset + done, fd, at + done, part, options);
         this.totals.cloned += moved.cloned;
         done += part;
@@ -252,6 +255,15 @@ export class TreeWriter implements Disposable {
       done += piece.length;
     }
     return end;
+  }
+
+  /** Of the archive: one file, however many of its members are read. */
+  #dataOf(fd: number): NonNullable<MoveOptions["data"]> {
+    if (this.#data?.fd !== fd) {
+      const map = new DataMap(fd);
+      this.#data = { fd, ranges: (offset, length) => map.ranges(offset, length) };
+    }
+    return this.#data.ranges;
   }
 
   #makeLink(name: ByteString, path: ByteString, target: ByteString): void {
