@@ -4,8 +4,11 @@ import type { IdRange } from "../sys/index.ts";
 import { SNAPSHOTTER_LIMITS } from "./limits.ts";
 import type { Labels } from "./types.ts";
 
-/** Passed on by containerd, as all that begins so. "true" or "false": the overlay is volatile, whatever the option says. */
-export const VOLATILE_LABEL = "containerd.io/snapshot/shale.volatile";
+/**
+ * The overlay is volatile; with the value "false" it is not, whatever the option says. nydus-snapshotter has the same label
+ * (its presence counts there); containerd passes on all that begin so.
+ */
+export const VOLATILE_LABEL = "containerd.io/snapshot/overlay.volatile";
 const UID_LABEL = "containerd.io/snapshot/uidmapping";
 const GID_LABEL = "containerd.io/snapshot/gidmapping";
 
@@ -70,9 +73,7 @@ export function mapId(ranges: readonly IdRange[], id: number): number {
 
 export function isVolatile(labels: Labels, otherwise: boolean): boolean {
   const value = labels[VOLATILE_LABEL];
-  if (value === undefined) return otherwise;
-  if (value !== "true" && value !== "false") throw invalid(`label ${VOLATILE_LABEL} that is neither true nor false`);
-  return value === "true";
+  return value === undefined ? otherwise : value !== "false";
 }
 
 /** The labels after an update by a field mask. INVALID_ARGUMENT for another path. */
