@@ -135,6 +135,10 @@ class StoreSnapshotter implements Snapshotter {
     return this.#register.counts();
   }
 
+  layersOf(name: string): readonly DiffId[] | undefined {
+    return imageLayers(this.#register.chainOf(this.#get(name).id));
+  }
+
   // --- making
 
   async prepare(key: string, parent: string, labels: Labels, options: Cancellable = {}) {

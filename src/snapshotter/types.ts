@@ -145,6 +145,8 @@ export interface Snapshotter extends AsyncDisposable {
   /** Deletes what Remove took out of sight and unmounts what no snapshot needs. */
   cleanup(options?: Cancellable): Promise<void>;
   counts(): SnapshotCounts;
+  /** DiffIds of a committed snapshot and of those below it, lowest first; undefined when one of them is no layer. */
+  layersOf(name: string): readonly DiffId[] | undefined;
 
   /** For a differ: whose mounts these are; undefined when they are not exactly those of an active snapshot of this root. */
   findActive(mounts: readonly SnapshotMount[]): ActiveSnapshot | undefined;

@@ -110,6 +110,7 @@ export function memorySnapshotter(): MemorySnapshotter {
       const of = (kind: SnapshotKind) => [...infos.values()].filter((info) => info.kind === kind).length;
       return { active: of("active"), view: of("view"), committed: of("committed") };
     },
+    layersOf: () => undefined,
     findActive: () => undefined,
     attachLayer: () => undefined,
     settled: async () => undefined,
