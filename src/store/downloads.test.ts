@@ -216,4 +216,20 @@ describe("a download in parts", () => {
       assert.equal(download.bytes, 4);
       assert.ok(download.has(4, 8));
     }));
+
+  test("goes with its journal when nobody has continued it for a day", () =>
+    withEmptyStore(async (store) => {
+      {
+        using operation = store.begin("pull");
+        using download = await operation.download(DIGEST, 100);
+        download.write(Buffer.from("tail"), 96);
+      }
+      assert.equal(collect(store).items.length, 0);
+      utimesSync(pathOf(store), 1, 1);
+      assert.deepEqual(
+        collect(store).items.map(({ kind }) => kind),
+        ["download"],
+      );
+      assert.deepEqual(readdirSync(join(store.root, "downloads")), []);
+    }));
 });
