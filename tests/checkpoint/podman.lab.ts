@@ -1,11 +1,12 @@
 /**
- * Processes that go on: real podman, crun and runc checkpoint and restore, and so does shale, in all four directions. Run by
+ * Processes that go on: real podman, crun, runc and containerd checkpoint and restore, and so does shale, in all four directions. Run by
  * `npm run test:checkpoint-lab`, which makes the tree of peers first; takes about a minute more.
  */
 import assert from "node:assert/strict";
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
+import { delay } from "../../src/async/index.ts";
 import { Lab } from "./lab.ts";
 
 /** Counts, and has changed all that podman itself loses, and what it keeps. */
@@ -154,4 +155,57 @@ describe("interoperation", { timeout: 900_000 }, () => {
       await endRuntime(runtime, `two-${runtime}`);
     });
   }
+
+  test("a container of containerd is saved, and restored with runc", async () => {
+    await lab.clean();
+    const socket = "/run/cd.sock";
+    const ctr = (...args: readonly string[]) => lab.exec("ctr", "-a", socket, ...args);
+    const daemon = `setsid containerd --root /w/disk/cd --state /run/cd --address ${socket} >/w/disk/cd.log 2>&1 </dev/null &`;
+    await lab.exec("bash", "-c", daemon); // it ends with the laboratory
+    for (let tries = 0; (await lab.try("ctr", "-a", socket, "version")).code !== 0; tries++) {
+      assert.ok(tries < 100, "containerd does not answer");
+      await delay(100);
+    }
+    await lab.exec("podman", "save", "-q", "localhost/lab", "-o", "/w/disk/lab.tar");
+    await ctr("image", "import", "/w/disk/lab.tar");
+    // No resources: cgroup2 has no controllers here.
+    const options = ["-d", "--cgroup", "", "--cpu-shares", "0", "--snapshotter", "overlayfs"];
+    const script = WORK.replace("echo shared > /dev/shm/s", "mkdir -p /data");
+    await ctr("run", ...options, "localhost/lab:latest", "web", "sh", "-c", script);
+    const inside: Shell = (text) =>
+      ctr("tasks", "exec", "--exec-id", `e${process.hrtime.bigint()}`, "web", "sh", "-c", text);
+    for (
+      let tries = 0;
+      (await lab.try("ctr", "-a", socket, "tasks", "exec", "--exec-id", `r${tries}`, "web", "cat", "/count")).code !==
+      0;
+      tries++
+    ) {
+      assert.ok(tries < 100);
+    }
+    const before = Number(await inside("cat /count"));
+    await lab.exec("bash", "-c", `printf '#!/bin/sh\nexec ctr -a ${socket} "$@"\n' >/w/disk/ctr; chmod +x /w/disk/ctr`);
+    await lab.shale(
+      "checkpoint",
+      "save",
+      "web",
+      "-o",
+      "/w/disk/web.tar",
+      "--engine",
+      "containerd",
+      "--program",
+      "/w/disk/ctr",
+    );
+    const mounts = await ctr("snapshots", "--snapshotter", "overlayfs", "mounts", "/", "web");
+    const lower = /lowerdir=([^,\s]+)/.exec(mounts)![1]!;
+    mkdirSync(join(lab.disk, "web"));
+    await lab.shale(
+      ...["checkpoint", "restore", "/w/disk/web.tar", "--upper", "/w/disk/web/diff", "--lower", lower],
+      ...["--bundle", "/w/disk/web/bundle", "--run", "runc", "--name", "web"],
+    );
+    const shell: Shell = (text) => lab.exec("runc", "exec", "web", "sh", "-c", text);
+    await assertCounts(shell, before);
+    const others = CHECKS.filter(({ what }) => what !== "shared memory");
+    await check(shell, [...others, ...LOST_BY_PODMAN, ...LOST_WHERE_THE_HOST_LACKS_IT]);
+    await endRuntime("runc", "web");
+  });
 });
