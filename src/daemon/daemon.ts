@@ -11,7 +11,8 @@ import { openSnapshotter, type RemoteLayers, type Snapshotter, type SnapshotterO
 import type { RemoteEvent } from "../snapshotter/remote/index.ts";
 import { Store } from "../store/index.ts";
 import { fileSystemStatus, kernelAtLeast, monotonicMicroseconds, type ServiceManager } from "../sys/index.ts";
-import { Collector } from "./collector.ts";
+import { Collector } from "./background/collector.ts";
+import { Exporter } from "./background/exporter.ts";
 import type { Config } from "./config/index.ts";
 import { type ProbeServer, serveProbes } from "./metrics/http.ts";
 import { DaemonMetrics } from "./metrics/index.ts";
@@ -118,6 +119,12 @@ export class Daemon implements AsyncDisposable {
         },
       }),
     );
+    const exporter = new Exporter(config, {
+      ...{ root: config.root, snapshotter },
+      onExported: (disks, bytes, ms) => log.info("Made disks", { disks, bytes, ms: Math.round(ms) }),
+      onProblem: (error) => log.error(describeError(error)),
+    });
+    stack.defer(() => exporter.close());
     const health = new Health([SNAPSHOTS_SERVICE, DIFF_SERVICE]);
     const observe = (record: CallRecord) => {
       metrics.onCall(record);
@@ -125,7 +132,7 @@ export class Daemon implements AsyncDisposable {
       if (record.method.name === "Remove" && record.status.name === "OK") collector.want();
     };
     server = new RpcServer({ observe });
-    server.add(snapshotsMethods(), snapshotsService(snapshotter));
+    server.add(snapshotsMethods(), snapshotsService(snapshotter, exporter));
     server.add(diffMethods(), diffService(differ));
     server.add(healthMethods(), health.handlers());
     const probes =

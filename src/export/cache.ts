@@ -23,6 +23,8 @@ import {
   unlink,
 } from "../sys/index.ts";
 import { errnoOf } from "../errors/index.ts";
+import { type DiffId, parseDiffId } from "../oci/index.ts";
+import { isOfChain } from "./chain.ts";
 import { type DiskOptions, type ExportedDisk, exportDisk } from "./disk.ts";
 import { publishFile } from "./publish.ts";
 import { readSidecar, writeSidecar } from "./sidecar.ts";
@@ -42,6 +44,8 @@ export interface CachedExport {
   readonly id: string;
   readonly manifest: string;
   readonly layer: number | undefined;
+  /** Layers, of an entry that belongs to no image but to a chain. */
+  readonly chain: readonly DiffId[] | undefined;
   readonly path: string;
   /** Bytes on disk. Blocks shared with the store count. */
   readonly allocated: number;
@@ -112,17 +116,21 @@ export class ExportCache {
       const sidecar = kind === "directory" && findFile(path) !== undefined ? readSidecar(path) : undefined;
       if (sidecar === undefined) return [];
       const { allocated } = statFile(path);
-      return [{ id: name, manifest: sidecar.image.manifest, layer: sidecar.layer, path, allocated }];
+      const { image, layer } = sidecar;
+      const chain = isOfChain(image) ? image.layers.map(({ diffId }) => parseDiffId(diffId)) : undefined;
+      return [{ id: name, manifest: image.manifest, layer, chain, path, allocated }];
     });
   }
 
-  /** Removes entries whose manifest no image has, and what killed exports left. Answers what went, or would go. */
+  /** Removes entries whose manifest no image has (of a chain: when one of its layers is gone), and what killed exports left. Answers what went, or would go. */
   collect(options: { readonly dryRun?: boolean } = {}): CachedExport[] {
     const images = this.#store.listImages();
     const live = new Set(
       images.flatMap(({ name }) => this.#store.manifestsOf(name).map(({ digest }) => String(digest))),
     );
-    const dead = this.list().filter(({ manifest }) => !live.has(manifest));
+    const isLive = ({ manifest, chain }: CachedExport) =>
+      live.has(manifest) || chain?.every((diffId) => this.#store.findLayer(diffId) !== undefined) === true;
+    const dead = this.list().filter((entry) => !isLive(entry));
     if (options.dryRun === true || dead.length === 0) return dead;
     for (const { id } of dead) removeTree(join(this.directory, id));
     syncDirectory(this.directory);

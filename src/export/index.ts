@@ -11,6 +11,7 @@
  * Design and use: docs/export.md.
  */
 export { type CachedExport, ExportCache, type ExportPolicy, type PlaceMethod } from "./cache.ts";
+export { chainManifest } from "./chain.ts";
 export { type ComposefsExport, type ComposefsOptions, exportComposefs } from "./composefs.ts";
 export { deriveUuid, formatUuid, parseRootHash, parseSalt, parseUuid } from "./derive.ts";
 export { type DiskOptions, type ExportedDisk, exportDisk, type VerityOptions } from "./disk.ts";

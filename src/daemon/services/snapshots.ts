@@ -11,15 +11,40 @@ import { KIND, type SnapshotsMethods, type Timestamp, type WireInfo, type WireMo
 /** Snapshots per message of List, as Go's own server sends them. */
 const LIST_CHUNK = 100;
 
-export function snapshotsService(snapshotter: Snapshotter): Handlers<SnapshotsMethods> {
+/** Who wants to know of snapshots that were made; nothing waits for it, and it does not throw. */
+export interface SnapshotWatcher {
+  onCommit(name: string, labels: Labels): void;
+  /** Something that is no unpacking stands on `parent`. */
+  onUse(parent: string): void;
+}
+
+const REF = "containerd.io/snapshot.ref";
+
+export function snapshotsService(snapshotter: Snapshotter, watcher: SnapshotWatcher): Handlers<SnapshotsMethods> {
+  /** A layer that shale has fetched itself: containerd files it under this label. */
+  const noteRemote = (ref: string, labels: Labels) => {
+    for (const { name } of snapshotter.list([`labels."${REF}"==${ref},kind==committed`])) {
+      watcher.onCommit(name, labels);
+      return;
+    }
+  };
   return {
     async Prepare({ key, parent, labels }, call) {
       noteSnapshot(call, { key, parent }, labels);
-      return { mounts: toWire(await snapshotter.prepare(key, parent, labels, call)) };
+      try {
+        const mounts = toWire(await snapshotter.prepare(key, parent, labels, call));
+        if (labels[REF] === undefined && !key.includes("extract-")) watcher.onUse(parent);
+        return { mounts };
+      } catch (error) {
+        if (ShaleError.is(error, "ALREADY_EXISTS") && labels[REF] !== undefined) noteRemote(labels[REF], labels);
+        throw error;
+      }
     },
     async View({ key, parent, labels }, call) {
       noteSnapshot(call, { key, parent }, labels);
-      return { mounts: toWire(await snapshotter.view(key, parent, labels, call)) };
+      const mounts = toWire(await snapshotter.view(key, parent, labels, call));
+      watcher.onUse(parent);
+      return { mounts };
     },
     async Mounts({ key }, call) {
       call.note({ key });
@@ -30,6 +55,7 @@ export function snapshotsService(snapshotter: Snapshotter): Handlers<SnapshotsMe
       // Not given up half-way: containerd has a transaction open around it, and it is quick.
       throwIfAborted(call.signal);
       await snapshotter.commit(name, key, labels, parent === "" ? {} : { parent });
+      watcher.onCommit(name, labels);
       return {};
     },
     async Remove({ key }, call) {

@@ -1,10 +1,7 @@
 /**
- * Garbage collection of a running daemon: in a thread of its own, since it reads metadata images and unlinks files, and the main thread
- * answers containerd meanwhile. One at a time; who asks while one runs gets the result of that one or, if it began before, of the next.
+ * Garbage collection of a running daemon, in the background. One at a time; who asks while one runs gets the result of that one or, if it began before, of the next.
  */
-import { Worker } from "node:worker_threads";
-import { ShaleError } from "../errors/index.ts";
-import { threadEnvironment } from "../sys/index.ts";
+import { runInBackground } from "./job.ts";
 
 export interface Collected {
   readonly items: number;
@@ -12,16 +9,6 @@ export interface Collected {
   readonly freed: number;
   readonly durationMs: number;
 }
-
-/** What the thread is given. */
-export interface CollectorInput {
-  readonly root: string;
-}
-
-/** What the thread answers, once. */
-export type CollectorReply =
-  | { readonly kind: "done"; readonly items: number; readonly freed: number }
-  | { readonly kind: "failed"; readonly message: string };
 
 export class Collector {
   readonly #root: string;
@@ -57,9 +44,9 @@ export class Collector {
     }
     this.#wanted = false;
     const started = performance.now();
-    this.#running = this.#run()
-      .then(({ items, freed }) => {
-        const result = { items, freed, durationMs: performance.now() - started };
+    this.#running = runInBackground({ kind: "collect", root: this.#root })
+      .then(({ items, bytes }) => {
+        const result = { items, freed: bytes, durationMs: performance.now() - started };
         this.#onCollected(result, undefined);
         return result;
       })
@@ -79,27 +66,5 @@ export class Collector {
     clearInterval(this.#timer);
     this.#wanted = false;
     await this.#running?.catch(() => undefined);
-  }
-
-  #run(): Promise<{ readonly items: number; readonly freed: number }> {
-    const file = import.meta.url.endsWith(".ts") ? "./collector-thread.ts" : "./collector-thread.js";
-    return new Promise((resolve, reject) => {
-      const fail = (message: string, cause?: unknown) =>
-        reject(new ShaleError("INTERNAL", `Cannot collect garbage in ${this.#root}: ${message}`, { cause }));
-      const worker = new Worker(new URL(file, import.meta.url), {
-        workerData: { root: this.#root } satisfies CollectorInput,
-        env: threadEnvironment(),
-      });
-      let reply: CollectorReply | undefined;
-      worker.on("message", (message: CollectorReply) => {
-        reply = message;
-      });
-      worker.on("error", (error: unknown) => fail(error instanceof Error ? error.message : String(error), error));
-      // It ends by itself: ending a thread with native code loaded takes the process along.
-      worker.on("exit", () => {
-        if (reply?.kind === "done") resolve(reply);
-        else fail(reply?.message ?? "its thread ended without an answer");
-      });
-    });
   }
 }
