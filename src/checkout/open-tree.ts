@@ -11,7 +11,7 @@ import {
   openDirectory,
   openDirectoryBeneath,
   openFile,
-  openFileAt,
+  openFileBeneath,
   statFile,
 } from "../sys/index.ts";
 import { clonePath } from "../store/clones.ts";
@@ -86,13 +86,7 @@ export class OpenTree implements Disposable {
 
 /** The clone of an inode, for reading; ENOENT. `clones` is the directory. */
 export function openClone(clones: number, nid: number): number {
-  const [group, name] = clonePath(nid).split("/");
-  const parent = openDirectoryBeneath(clones, group!);
-  try {
-    return openFileAt(parent, name!);
-  } finally {
-    closeFile(parent);
-  }
+  return openFileBeneath(clones, clonePath(nid));
 }
 
 /** A new clone, for writing; undefined when there is one. */

@@ -20,7 +20,7 @@ import {
   makeDirectoryAt,
   openDirectory,
   openDirectoryBeneath,
-  openFileAt,
+  openFileBeneath,
   readAt,
   readXattrs,
   type Statx,
@@ -198,16 +198,12 @@ const PIECE = 1 << 20;
 
 /** What the name of a file in `ROOT/links` should be: all of it is read. Undefined when there is no such file. */
 export function fingerprintOfFile(directory: number, fingerprint: ByteString): ByteString | undefined {
-  const slash = fingerprint.indexOf("/");
-  const parent = openDirectoryBeneath(directory, fingerprint.slice(0, slash));
   let file: number;
   try {
-    file = openFileAt(parent, fingerprint.slice(slash + 1));
+    file = openFileBeneath(directory, fingerprint);
   } catch (error) {
     if (errnoOf(error) === "ENOENT") return undefined;
     throw error;
-  } finally {
-    closeFile(parent);
   }
   try {
     const status = statDescriptor(file);

@@ -9,6 +9,7 @@ import {
   makeDirectoryAt,
   openDirectory,
   openDirectoryBeneath,
+  openFileBeneath,
   openItselfAt,
   removeTreeAt,
   renameNoReplaceAt,
@@ -59,6 +60,10 @@ describe("openDirectoryBeneath()", () => {
       ]) {
         assert.throws(() => openDirectoryBeneath(directory, bad), { code: /^(ELOOP|EXDEV|ENOTDIR)$/ }, bad);
       }
+      for (const bad of ["link/file", "../outside/file", join(outside, "file"), "link"]) {
+        assert.throws(() => openFileBeneath(directory, bad), { code: /^(ELOOP|EXDEV)$/ }, bad);
+      }
+      closeFile(openFileBeneath(directory, "file"));
       for (const [good, real] of [
         ["", "."],
         ["real", "real"],

@@ -31,6 +31,7 @@ import {
   mkdirat,
   mknodat,
   OPEN_DIRECTORY,
+  OPEN_EXISTING,
   OPEN_ITSELF,
   OPEN_NEW,
   openat,
@@ -88,15 +89,23 @@ function* piecesOf(path: ByteString): Generator<ByteString> {
 let hasOpenat2 = true;
 
 function openPiece(directory: number, path: ByteString): number {
-  if (hasOpenat2) {
-    try {
-      return openat2Beneath(directory, path, OPEN_DIRECTORY);
-    } catch (error) {
-      // Linux before 5.6, or a seccomp filter that does not know the call (EPERM for a directory can mean nothing else).
-      if (errnoOf(error) !== "ENOSYS" && errnoOf(error) !== "EPERM") throw error;
-      hasOpenat2 = false;
-    }
+  return tryOpenat2(directory, path, OPEN_DIRECTORY) ?? openStepwise(directory, path);
+}
+
+/** Undefined where the kernel or a seccomp filter does not know the call. */
+function tryOpenat2(directory: number, path: ByteString, flags: number): number | undefined {
+  if (!hasOpenat2) return undefined;
+  try {
+    return openat2Beneath(directory, path, flags);
+  } catch (error) {
+    // Linux before 5.6 says ENOSYS, a filter may say EPERM, which for what is opened here can mean nothing else.
+    if (errnoOf(error) !== "ENOSYS" && errnoOf(error) !== "EPERM") throw error;
+    hasOpenat2 = false;
+    return undefined;
   }
+}
+
+function openStepwise(directory: number, path: ByteString): number {
   let here = directory;
   for (const name of path.split("/")) {
     try {
@@ -111,6 +120,21 @@ function openPiece(directory: number, path: ByteString): number {
   return here;
 }
 
+/** An existing file below `directory`, for reading; rules as for {@link openDirectoryBeneath}, the path being a short one. */
+export function openFileBeneath(directory: number, path: ByteString): number {
+  return observed("open", directory, () => {
+    const file = tryOpenat2(directory, path, OPEN_EXISTING);
+    if (file !== undefined) return file;
+    const slash = path.lastIndexOf("/");
+    const parent = openStepwise(directory, slash < 0 ? "." : path.slice(0, slash));
+    try {
+      return openat(parent, checked(path.slice(slash + 1)), OPEN_EXISTING);
+    } finally {
+      closeFile(parent);
+    }
+  });
+}
+
 /** Throws EINVAL for what is not the name of one thing in a directory. */
 function checked(name: ByteString): ByteString {
   if (name === "" || name === "." || name === ".." || name.includes("/")) {
@@ -122,32 +146,6 @@ function checked(name: ByteString): ByteString {
 /** A new file for writing; EEXIST when the name is taken, also by a symlink. `mode` is less the umask. */
 export function createFileAt(directory: number, name: ByteString, mode: number): number {
   return effectAt("create", directory, name, () => openat(directory, checked(name), OPEN_NEW, mode));
-}
-
-/** An existing file for reading; a symlink is ELOOP. */
-export function openFileAt(directory: number, name: ByteString): number {
-  const flags = fs.constants.O_RDONLY | fs.constants.O_NOFOLLOW | fs.constants.O_NONBLOCK;
-  return observed("open", directory, () => openat(directory, checked(name), flags));
-}
-
-/** As {@link openFileAt} by a path below `directory`, which leads through no symlink. */
-export function openFileBeneath(directory: number, path: ByteString): number {
-  const slash = path.lastIndexOf("/");
-  if (hasOpenat2 && path.length < PATH_MAX) {
-    const flags = fs.constants.O_RDONLY | fs.constants.O_NOFOLLOW | fs.constants.O_NONBLOCK;
-    checked(path.slice(slash + 1));
-    try {
-      return observed("open", directory, () => openat2Beneath(directory, path, flags));
-    } catch (error) {
-      if (errnoOf(error) !== "ENOSYS" && errnoOf(error) !== "EPERM") throw error;
-    }
-  }
-  const parent = slash < 0 ? directory : openDirectoryBeneath(directory, path.slice(0, slash));
-  try {
-    return openFileAt(parent, path.slice(slash + 1));
-  } finally {
-    if (parent !== directory) closeFile(parent);
-  }
 }
 
 /** A handle of whatever has the name, a symlink itself: for its attributes, not for its content. */

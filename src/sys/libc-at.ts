@@ -266,5 +266,6 @@ export function statx(directory: number, name: ByteString): Statx {
 
 /** Flags that open a directory to work in it, and a new file to write it; of this machine. */
 export const OPEN_DIRECTORY = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW;
+export const OPEN_EXISTING = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
 export const OPEN_NEW = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
 export const OPEN_ITSELF = O_PATH | constants.O_NOFOLLOW;
