@@ -2,12 +2,12 @@
 import { availableParallelism } from "node:os";
 import { Worker } from "node:worker_threads";
 import { ShaleError } from "../errors/index.ts";
-import type { FrameBatch, FrameCompressor, FrameSettings } from "../formats/compression/index.ts";
+import type { CompressedBatch, FrameBatch, FrameCompressor, FrameSettings } from "../formats/compression/index.ts";
 import type { FrameAnswer, FrameJob } from "./frame-worker.ts";
 
 interface Waiting {
   readonly job: FrameJob;
-  readonly resolve: (batch: FrameBatch) => void;
+  readonly resolve: (batch: CompressedBatch) => void;
   readonly reject: (error: unknown) => void;
 }
 
@@ -28,7 +28,7 @@ export class FrameThreads implements FrameCompressor, AsyncDisposable {
     this.lanes = lanes;
   }
 
-  compress({ bytes, lengths }: FrameBatch): Promise<FrameBatch> {
+  compress({ bytes, lengths }: FrameBatch): Promise<CompressedBatch> {
     if (this.#closed) return Promise.reject(new RangeError("compress() after the threads were ended"));
     return new Promise((resolve, reject) => {
       this.#queue.push({ job: { bytes, lengths, settings: this.settings }, resolve, reject });
@@ -67,10 +67,10 @@ export class FrameThreads implements FrameCompressor, AsyncDisposable {
     const name = import.meta.url.endsWith(".ts") ? "./frame-worker.ts" : "./frame-worker.js";
     const thread: Thread = { worker: new Worker(new URL(name, import.meta.url)), running: undefined };
     this.#threads.push(thread);
-    thread.worker.on("message", ({ bytes, lengths }: FrameAnswer) => {
+    thread.worker.on("message", ({ bytes, lengths, spare }: FrameAnswer) => {
       const done = thread.running;
       thread.running = undefined;
-      done?.resolve({ bytes, lengths });
+      done?.resolve({ bytes, lengths, spare });
       this.#dispatch();
     });
     const died = (cause?: unknown) => {

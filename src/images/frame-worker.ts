@@ -6,12 +6,14 @@ export interface FrameJob extends FrameBatch {
   readonly settings: FrameSettings;
 }
 
-export type FrameAnswer = FrameBatch;
+export interface FrameAnswer extends FrameBatch {
+  readonly spare: Uint8Array;
+}
 
 parentPort!.on("message", ({ settings, ...batch }: FrameJob) => {
   const { bytes, lengths } = compressFrames(batch, settings);
   // unpooled, since its memory goes to the other thread
   const own = bytes.byteLength === bytes.buffer.byteLength ? bytes : new Uint8Array(bytes);
-  const answer: FrameAnswer = { bytes: own, lengths };
-  parentPort!.postMessage(answer, [own.buffer as ArrayBuffer]);
+  const answer: FrameAnswer = { bytes: own, lengths, spare: batch.bytes };
+  parentPort!.postMessage(answer, [own.buffer as ArrayBuffer, batch.bytes.buffer as ArrayBuffer]);
 });

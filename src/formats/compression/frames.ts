@@ -18,13 +18,18 @@ export interface FrameBatch {
   readonly lengths: readonly number[];
 }
 
+export interface CompressedBatch extends FrameBatch {
+  /** The memory that the batch came in, to be used for another; absent where it stayed with the compressor. */
+  readonly spare?: Uint8Array;
+}
+
 /** Compresses batches, as many at a time as it likes: the work of another thread, as a rule. */
 export interface FrameCompressor {
   readonly settings: FrameSettings;
   /** How many batches it can work on at a time. */
   readonly lanes: number;
-  /** The frames of a batch. `batch.bytes` and its buffer are the compressor's from now on. */
-  compress(batch: FrameBatch): Promise<FrameBatch>;
+  /** The frames of a batch. `batch.bytes` and its buffer are the compressor's until then. */
+  compress(batch: FrameBatch): Promise<CompressedBatch>;
 }
 
 /** ID1 ID2 CM FLG MTIME(4) XFL OS: no name, no time, "unknown" as system, so that nothing but the content shows. */
@@ -46,13 +51,26 @@ export function compressFrames(batch: FrameBatch, { kind, level }: FrameSettings
 
 /** On this thread: for small jobs and tests. */
 export function frameCompressor(settings: FrameSettings): FrameCompressor {
-  return { settings, lanes: 1, compress: async (batch) => compressFrames(batch, settings) };
+  return {
+    settings,
+    lanes: 1,
+    compress: async (batch) => ({ ...compressFrames(batch, settings), spare: batch.bytes }),
+  };
+}
+
+/**
+ * What node:zlib is to allocate for the output: about what is needed. Its default, 128 KiB for zstd, is most of the cost of a
+ * small frame and fills memory faster than it is collected.
+ */
+function roomFor(size: number): number {
+  return Math.max(64, Math.min(size + (size >> 6) + 64, 1024 * 1024));
 }
 
 function addZstd(parts: Uint8Array[], piece: Uint8Array, level: number): number {
   const frame = zstdCompressSync(piece, {
     // tables for this size, not for the level's largest window: eight times as fast for a small file
     pledgedSrcSize: piece.length,
+    chunkSize: roomFor(piece.length),
     params: { [constants.ZSTD_c_compressionLevel]: level },
   });
   parts.push(frame);
@@ -60,7 +78,7 @@ function addZstd(parts: Uint8Array[], piece: Uint8Array, level: number): number 
 }
 
 function addGzip(parts: Uint8Array[], piece: Uint8Array, level: number): number {
-  const deflated = deflateRawSync(piece, { level });
+  const deflated = deflateRawSync(piece, { level, chunkSize: roomFor(piece.length) });
   const trailer = Buffer.alloc(GZIP_TRAILER_SIZE);
   trailer.writeUInt32LE(crc32(piece), 0);
   trailer.writeUInt32LE(piece.length % 2 ** 32, 4);

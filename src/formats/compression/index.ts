@@ -34,6 +34,7 @@ import { zlibInflate } from "./zlib-inflate.ts";
 export type { InflateBackend, Inflater, InflateStep } from "./backend.ts";
 export { type Compression, detectCompression } from "./detect.ts";
 export {
+  type CompressedBatch,
   compressFrames,
   compressGzipMember,
   type FrameBatch,

@@ -2,7 +2,7 @@
  * A stream of frames on its way through a compressor: bytes go in, cuts are marked, compressed bytes come out in order, and
  * the marks then know where in them they are.
  */
-import type { FrameBatch, FrameCompressor } from "../compression/index.ts";
+import type { CompressedBatch, FrameCompressor } from "../compression/index.ts";
 
 /** A place between two frames. */
 export interface FrameMark {
@@ -17,7 +17,7 @@ const AHEAD = 2;
 const ZEROS = new Uint8Array(64 * 1024);
 
 interface Batch {
-  readonly result: Promise<FrameBatch>;
+  readonly result: Promise<CompressedBatch>;
   readonly marks: readonly (readonly [frames: number, mark: { offset: number | undefined }])[];
 }
 
@@ -30,6 +30,8 @@ export class FrameStream {
   #lengths: number[] = [];
   #marks: (readonly [number, { offset: number | undefined }])[] = [];
   readonly #flying: Batch[] = [];
+  /** Used again: a garbage collector that is left to free such buffers lets memory grow by hundreds of them. */
+  readonly #spares: ArrayBufferLike[] = [];
   #offset = 0;
 
   /** Frames of more than `maxFrame` bytes are divided: decompressors take several in a row for one. */
@@ -113,7 +115,8 @@ export class FrameStream {
   }
 
   async #land(): Promise<Uint8Array> {
-    const { bytes, lengths } = await this.#flying[0]!.result;
+    const { bytes, lengths, spare } = await this.#flying[0]!.result;
+    if (spare !== undefined) this.#spares.push(spare.buffer);
     const { marks } = this.#flying.shift()!;
     let frame = 0;
     let offset = this.#offset;
@@ -127,6 +130,7 @@ export class FrameStream {
 
   #newBuffer(): Uint8Array {
     // a frame begins before BATCH_SIZE and has at most maxFrame; unpooled, for it goes to another thread
-    return Buffer.allocUnsafeSlow(BATCH_SIZE + this.#maxFrame);
+    const spare = this.#spares.pop();
+    return spare === undefined ? Buffer.allocUnsafeSlow(BATCH_SIZE + this.#maxFrame) : Buffer.from(spare);
   }
 }
