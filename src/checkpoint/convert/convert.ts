@@ -157,7 +157,7 @@ async function changesFor(to: ConvertTarget, changes: Changes | undefined, conte
   if (to === "containerd") return [await layerMember(changes, context)];
   if (opaque.length > 0) {
     notices.push(
-      `${opaque.length} directories hide those of the image: shale restores them so, podman and CRI-O show the hidden files too`,
+      `${opaque.length} directories hide those of the image: shale restores them so, podman and CRI-O only where deleted.files names what they hide`,
     );
   }
   const members: Member[] = [];

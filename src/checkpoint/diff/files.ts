@@ -55,13 +55,20 @@ export async function surveyFiles(archive: CheckpointArchive): Promise<SurveyedF
     if (section.kind === "images" && entry.type === "file" && ProcessTreeReader.wants(name, content.remaining)) {
       const bytes = await content.bytes(content.remaining);
       processes.add(name, bytes);
-      add(path, attributes(entry, createHash("sha256").update(bytes).digest("hex")));
+      add(path, ofDump(attributes(entry, createHash("sha256").update(bytes).digest("hex"))));
       continue;
     }
     const place = section.kind === "rootfs-inline" ? `rootfs${path.slice(MEMBER.inline.length)}` : path;
-    if (place !== "rootfs") add(place, await factsOf(entry, content));
+    if (place === "rootfs") continue;
+    const facts = await factsOf(entry, content);
+    add(place, section.kind === "rootfs-inline" ? facts : ofDump(facts));
   }
   return { files, tree: processes.finish() };
+}
+
+/** Of a file that was made by the dump: when, tells nothing of the container. */
+function ofDump(facts: FileFacts): FileFacts {
+  return { ...facts, modified: "" };
 }
 
 function prefixOf({ kind, name }: Section): ByteString {

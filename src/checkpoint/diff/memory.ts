@@ -100,7 +100,9 @@ class PageStream implements AsyncDisposable {
   #run = 0;
   /** Pages of the current run that were taken. */
   #taken = 0;
+  /** A part of `#buffer`, which is read into again when all of it was taken. */
   #held: { address: number; bytes: Buffer } | undefined;
+  readonly #buffer = Buffer.allocUnsafeSlow(PIECE);
 
   constructor(side: MemorySide) {
     this.#side = side;
@@ -133,7 +135,7 @@ class PageStream implements AsyncDisposable {
   async #read(length: number, pagesId: number): Promise<Buffer> {
     const name = `checkpoint/pages-${pagesId}.img`;
     this.#content ??= await this.#find(name);
-    const bytes = Buffer.allocUnsafeSlow(length);
+    const bytes = this.#buffer.subarray(0, length);
     for (let at = 0; at < length; ) {
       const piece = await this.#content.read(length - at);
       if (piece === undefined) throw new FormatError("checkpoint archive", name, "has less than its pagemap says");

@@ -1,4 +1,6 @@
 import assert from "node:assert/strict";
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
 import { describe, test } from "node:test";
 import fc from "fast-check";
 import { FormatError } from "../../errors/index.ts";
@@ -237,6 +239,24 @@ describe("ProcessTreeReader", () => {
     );
     assert.deepEqual(readTree([]).processes, []);
   });
+});
+
+test("reads what CRIU 4.2.1 wrote", () => {
+  const directory = join(import.meta.dirname, "testing/vectors");
+  const names = readdirSync(directory).filter((name) => name.endsWith(".img"));
+  const tree = readTree(names.map((name) => [name, readFileSync(join(directory, name))]));
+  assert.deepEqual(
+    tree.processes.map(({ pid, ppid, comm, executable, uid, state, threads, memory }) => {
+      return [pid, ppid, comm, executable, uid, state, threads, memory];
+    }),
+    [
+      [1, 0, "sh", "/bin/busybox", 0, "alive", 1, 18 * PAGE_SIZE],
+      [26, 1, "sleep", "/bin/busybox", 0, "alive", 1, 17 * PAGE_SIZE],
+    ],
+  );
+  assert.deepEqual([tree.architecture, tree.hostname, tree.imageVersion], ["amd64", "88981fcbab90", 2]);
+  const statistics = decodeSingle(readFileSync(join(directory, "stats-dump")), "stats", STATS, "stats-dump");
+  assert.equal(statistics.dump?.pagesWritten, 35);
 });
 
 test("fuzz: mutated images decode or are a FormatError", () => {
