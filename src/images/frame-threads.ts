@@ -5,6 +5,9 @@ import { ShaleError } from "../errors/index.ts";
 import type { CompressedBatch, FrameBatch, FrameCompressor, FrameSettings } from "../formats/compression/index.ts";
 import type { FrameAnswer, FrameJob } from "./frame-worker.ts";
 
+/** Every frame leaves some garbage; collected late, it is 100 MB a thread. */
+const YOUNG_MIB = 4;
+
 interface Waiting {
   readonly job: FrameJob;
   readonly resolve: (batch: CompressedBatch) => void;
@@ -65,7 +68,10 @@ export class FrameThreads implements FrameCompressor, AsyncDisposable {
 
   #start(): Thread {
     const name = import.meta.url.endsWith(".ts") ? "./frame-worker.ts" : "./frame-worker.js";
-    const thread: Thread = { worker: new Worker(new URL(name, import.meta.url)), running: undefined };
+    const worker = new Worker(new URL(name, import.meta.url), {
+      resourceLimits: { maxYoungGenerationSizeMb: YOUNG_MIB },
+    });
+    const thread: Thread = { worker, running: undefined };
     this.#threads.push(thread);
     thread.worker.on("message", ({ bytes, lengths, spare }: FrameAnswer) => {
       const done = thread.running;
