@@ -86,7 +86,7 @@ const MODULES: Readonly<Record<string, Rule>> = {
     packages: ["node:crypto", "node:path"],
   },
   store: {
-    modules: [...BASE, ...ALL_FORMATS, "formats/toc", "formats/criu", "oci", "sys"],
+    modules: [...BASE, ...ALL_FORMATS, "formats/toc", "formats/zstd-chunked", "formats/criu", "oci", "sys"],
     packages: ["node:sqlite", "node:path", "node:crypto", "node:worker_threads", "node:os", "node:events"],
   },
   server: {

@@ -14,4 +14,5 @@
  *
  * Specification: none but the code of containers/storage, pkg/chunked; facts are in the comments. Pure.
  */
+export { type ChunkSink, RollingChunker } from "./chunker.ts";
 export { ZstdChunkedWriter, type ZstdChunkedOptions } from "./writer.ts";

@@ -151,8 +151,33 @@ describe("pull in parts", () => {
         const [layer] = (await pullFrom(store, server, "second")).layers;
         assert.equal(layer!.parts!.referredFiles, 2);
         const smallBytes = Object.values(small).reduce((sum, bytes) => sum + bytes.length, 0);
-        assert.equal(layer!.parts!.copiedBytes, smallBytes);
+        // and of "flat", which is at the same path, the chunk that did not change
+        assert.equal(layer!.parts!.copiedBytes, smallBytes + 3_000_000);
         await assertSame(fixture, store);
+      });
+    }));
+
+  test("finds chunks of older versions of a file in layers that came without a TOC", () =>
+    withServer(async (fixture) => {
+      const { root, directory, server } = fixture;
+      const layout = join(directory, "layout");
+      await withStore(root, async (store) => {
+        // a link where a file will be, another version, one that is no version any more, and a damaged layer
+        writeImage(layout, "link", [tar({ "lib/": "", "lib/changed": { type: "symlink", linkTarget: "x" } })]);
+        writeImage(layout, "old", [tar({ "lib/": "", "lib/changed": large, "lib/other": noise(20_000_000, "other") })]);
+        writeImage(layout, "short", [tar({ "lib/": "", "lib/changed": noise(4000, "short") })]);
+        writeImage(layout, "damaged", [tar({ damaged: noise(5000, "damaged") })]);
+        for (const name of ["link", "old", "short", "damaged"]) await pullLayout(store, layout, name);
+        const damaged = store.findLayer(store.manifestsOf("damaged")[0]!.layers[0]!.diffId)!;
+        rmSync(join(root, "layers", damaged.id, "meta.erofs"));
+        const second = await chunkedLayer(
+          tar({ "lib/": "", "lib/changed": changed, "lib/other": noise(300_000, "new") }),
+        );
+        publish(server, "second", [second]);
+        const [layer] = (await pullFrom(store, server, "second")).layers;
+        assert.ok(layer!.parts!.copiedBytes > 1_000_000, `${layer!.parts!.copiedBytes} bytes copied`);
+        assert.ok(layer!.parts!.copiedBytes < 1_500_000);
+        assertTars(store, "second");
       });
     }));
 

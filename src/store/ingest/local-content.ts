@@ -2,9 +2,11 @@
  * The store's bytes as a source for a layer that is put together from parts. The caller holds a lease since before it asks,
  * so what is found stays there; whether it is still what it was is for the reader to hash.
  */
+import type { ByteString } from "../../bytes/index.ts";
 import { closeFile, openFile, readAt } from "../../sys/index.ts";
 import type { Database } from "../database.ts";
 import type { Layout } from "../layout.ts";
+import { BasisChunks } from "./basis.ts";
 import type { DedupeIndex } from "./dedupe-index.ts";
 import type { LocalContent, LocalPlace } from "./toc-plan.ts";
 
@@ -18,6 +20,7 @@ export class StoreContent implements LocalContent, Disposable {
   readonly #layout: Layout;
   readonly #dedupe: DedupeIndex;
   readonly #hasChunks: boolean;
+  readonly #basis: BasisChunks;
   /** In the order of their last use. */
   readonly #files = new Map<string, number>();
   #buffer = Buffer.alloc(0);
@@ -26,11 +29,16 @@ export class StoreContent implements LocalContent, Disposable {
     this.#database = database;
     this.#layout = layout;
     this.#dedupe = dedupe;
+    this.#basis = new BasisChunks(database, layout, (source, offset, size) => this.read(source, offset, size));
     this.#hasChunks = database.get("SELECT 1 FROM chunks LIMIT 1") !== undefined;
   }
 
   findPayload(digest: Uint8Array, size: number) {
     return this.#dedupe.find(digest, size);
+  }
+
+  prepare(path: ByteString, size: number): void {
+    this.#basis.prepare(path, size);
   }
 
   findChunk(digest: Uint8Array, size: number, isFile: boolean): LocalPlace | undefined {
@@ -41,6 +49,8 @@ export class StoreContent implements LocalContent, Disposable {
       }
     }
     if (isFile) return undefined;
+    const place = this.#basis.find(digest, size);
+    if (place !== undefined) return place;
     const payload = this.#dedupe.find(digest, size);
     return payload && { id: payload.blob, inline: false, offset: payload.offset };
   }
@@ -67,6 +77,7 @@ export class StoreContent implements LocalContent, Disposable {
   }
 
   [Symbol.dispose](): void {
+    this.#basis[Symbol.dispose]();
     for (const file of this.#files.values()) closeFile(file);
     this.#files.clear();
   }

@@ -4,6 +4,7 @@
  * In this order: a whole file that is a payload of the store is referred to, and costs nothing; a chunk whose bytes are
  * somewhere in the store is copied, wherever they are; zeros are zeros; the rest is fetched, each distinct chunk once.
  */
+import type { ByteString } from "../../bytes/index.ts";
 import { ShaleError } from "../../errors/index.ts";
 import type { TocEntry } from "../../formats/toc/index.ts";
 
@@ -18,6 +19,8 @@ export interface LocalPlace {
 export interface LocalContent {
   /** A whole payload with this digest. */
   findPayload(digest: Uint8Array, size: number): { readonly blob: string; readonly offset: number } | undefined;
+  /** Told of a file that is not there as a whole and has several chunks, before they are asked for. */
+  prepare(path: ByteString, size: number): void;
   /**
    * Bytes that are said to have this digest; they are hashed before they are used. `isFile`: a whole file, which
    * `findPayload` was asked for if it could be one.
@@ -142,6 +145,7 @@ export class LayerPlanner {
     }
     this.#fileBlobs.push(BUILD);
     this.#fileOffsets.push(0);
+    if (chunks.length > 1) this.#local.prepare(header.path, size);
     // eStargz may have no digest of the file: then the one of its only chunk is the file's, and was not asked for
     const isFile = chunks.length === 1 && digest !== undefined;
     for (const chunk of chunks) this.#addChunk(chunk, isFile);
