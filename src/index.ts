@@ -16,6 +16,7 @@ export { type CheckpointArchive, openArchive } from "./checkpoint/archive/index.
 export { type RestoreResult, type RestoreTargets, restoreCheckpoint } from "./checkpoint/restore.ts";
 export { type CheckpointSources, type WriteResult, writeCheckpoint } from "./checkpoint/write.ts";
 export { type ErrorCode, FormatError, ShaleError } from "./errors/index.ts";
+export { type ConvertOptions, type ConvertOutput, type ConvertResult, convertImage } from "./images/convert.ts";
 export { type Difference, diffTrees } from "./images/diff.ts";
 export { openImageTree } from "./images/files.ts";
 export { type FoundImage, findImage } from "./images/find.ts";
