@@ -144,7 +144,7 @@ export class Daemon implements AsyncDisposable {
     await server.listen(config.address);
     health.serving = true;
     const { highWatermark, lowWatermark, gcInterval } = config.disk;
-    if (highWatermark < 100) collector.start(gcInterval, () => usedShare(config.root) > lowWatermark / 100);
+    if (highWatermark < 100) collector.start(gcInterval, () => fileSystemStatus(config.root).usedShare > lowWatermark / 100);
     const daemon = new Daemon(stack.move(), { health, server, probes }, options);
     manager.notify("READY=1", `STATUS=Serving on ${config.address}`);
     daemon.#watch();
@@ -217,11 +217,6 @@ export async function reloading(manager: ServiceManager, body: () => Promise<voi
   } finally {
     manager.notify("READY=1");
   }
-}
-
-function usedShare(root: string): number {
-  const { size, available } = fileSystemStatus(root);
-  return size === 0 ? 0 : 1 - available / size;
 }
 
 function snapshotterOptions({ mounts, plain }: Config, remote: RemoteLayers | undefined): SnapshotterOptions {

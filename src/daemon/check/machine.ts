@@ -78,14 +78,14 @@ const TMPFS = 0x01021994;
 const LITTLE_SPACE = 2 ** 30;
 const FEW_INODES = 10_000;
 
-export function judgeRoot({ path, type, size, available, freeInodes, highWatermark }: RootFacts): Finding[] {
+export function judgeRoot({ path, type, usedShare, available, freeInodes, highWatermark }: RootFacts): Finding[] {
   const findings: Finding[] = [];
   const say = (state: FindingState, text: string, fix?: string) =>
     findings.push({ topic: "root", state, text, ...(fix === undefined ? {} : { fix }) });
   const unfit = UNFIT.get(type);
   if (unfit !== undefined) say("problem", `${path} is on ${unfit}`, "Choose a root on a local file system");
   if (type === TMPFS) say("warning", `${path} is on tmpfs: images are gone after a reboot, and take memory`);
-  const used = size === 0 ? 0 : 100 * (1 - available / size);
+  const used = 100 * usedShare;
   if (used > highWatermark) {
     const text = `The disk of ${path} is ${used.toFixed(1)} % full, above the high watermark of ${highWatermark} %`;
     say("problem", `${text}: new layers are refused`, "Free space, or raise disk.high_watermark");

@@ -37,6 +37,8 @@ interface Blob {
   readonly namespace: string;
 }
 
+/** For the log: which image it is said to be of. */
+const IMAGE_REF = "containerd.io/snapshot/cri.image-ref";
 /** "<namespace>/<n>/<key>", as containerd's metadata layer writes keys. */
 const NAMESPACED_KEY = /^([^/]+)\/\d+\//;
 /** What containerd uses where nobody names one. */
@@ -60,7 +62,7 @@ export class Differ implements Disposable {
     const { snapshotter, store, onApplied } = this.#options;
     const started = performance.now();
     const active = snapshotter.findActive(mounts);
-    call.note({ key: active?.key, layer: diff?.digest });
+    call.note({ key: active?.key, layer: diff?.digest, image: diff?.annotations[IMAGE_REF] });
     const blob = checkDescriptor(diff, namespaceOf(call, active));
     if (active === undefined) throw notOurs(blob, "these are not mounts of a snapshot of shale");
     if (!active.unpack) throw notOurs(blob, `snapshot ${active.key} was not made to be unpacked into`);
