@@ -8,8 +8,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import { type DockerRegistry, startDockerRegistry } from "../../src/registry/testing/docker-registry.ts";
+import { run } from "../../src/sys/index.ts";
 import { Lab } from "./lab.ts";
 
+const SHALE = join(import.meta.dirname, "../../shale");
 const WORK = "echo changed > /etc/issue; rm /etc/gone; i=0; while :; do i=$((i+1)); echo $i > /count; sleep 0.05; done";
 
 describe("podman, through shale's tools", { timeout: 900_000 }, () => {
@@ -27,6 +29,13 @@ describe("podman, through shale's tools", { timeout: 900_000 }, () => {
   });
 
   const podman = (...args: string[]) => lab.exec("podman", "--runtime", "crun", ...args);
+
+  /** On the host, for the network: what is /w/disk inside is `lab.disk` there. */
+  async function shale(...args: string[]): Promise<void> {
+    const words = args.map((word) => word.replace(/^\/w\/disk/, lab.disk));
+    const { code, stderr } = await run(SHALE, ["checkpoint", ...words], { env: process.env, timeoutMs: 60_000 });
+    assert.equal(code, 0, stderr.toString());
+  }
 
   /** Runs the counter, checkpoints it with these arguments, and removes it. Returns where it was. */
   async function checkpoint(name: string, ...how: string[]): Promise<number> {
@@ -50,8 +59,8 @@ describe("podman, through shale's tools", { timeout: 900_000 }, () => {
 
   test("an archive that was converted to containerd's layout and back", async () => {
     const from = await checkpoint("a", "-e", "/w/disk/a.tar", "--compress=none");
-    await lab.shale("checkpoint", "convert", "--to", "containerd", "/w/disk/a.tar", "/w/disk/b.tar");
-    await lab.shale("checkpoint", "convert", "--to", "podman", "/w/disk/b.tar", "/w/disk/c.tar");
+    await shale("convert", "--to", "containerd", "/w/disk/a.tar", "/w/disk/b.tar");
+    await shale("convert", "--to", "podman", "/w/disk/b.tar", "/w/disk/c.tar");
     await podman("container", "restore", "-i", "/w/disk/c.tar", "-n", "c");
     await assertGoesOn("c", from);
   });
@@ -59,7 +68,7 @@ describe("podman, through shale's tools", { timeout: 900_000 }, () => {
   test("an image that shale pushed", async () => {
     const name = `${registry.host}/pushed:1`;
     const from = await checkpoint("d", "-e", "/w/disk/d.tar.zst", "--compress=zstd");
-    await lab.shale("checkpoint", "push", "/w/disk/d.tar.zst", name);
+    await shale("push", "/w/disk/d.tar.zst", name);
     await podman("pull", "-q", "--tls-verify=false", name);
     await podman("container", "restore", "-n", "e", name);
     await assertGoesOn("e", from);
@@ -69,7 +78,7 @@ describe("podman, through shale's tools", { timeout: 900_000 }, () => {
     const name = `${registry.host}/made:1`;
     const from = await checkpoint("f", "--create-image", name);
     await podman("push", "-q", "--tls-verify=false", name);
-    await lab.shale("checkpoint", "pull", "-o", "/w/disk/f.tar", name);
+    await shale("pull", "-o", "/w/disk/f.tar", name);
     await podman("container", "restore", "-i", "/w/disk/f.tar", "-n", "g");
     await assertGoesOn("g", from);
   });

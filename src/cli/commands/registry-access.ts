@@ -29,7 +29,9 @@ export function registryAccess(
       return made;
     },
     async [Symbol.asyncDispose]() {
-      if (made !== undefined) await (await made)[Symbol.asyncDispose]();
+      // what kept it from being made was thrown to whoever asked for it
+      const client = await made?.catch(() => undefined);
+      await client?.[Symbol.asyncDispose]();
     },
   };
 }
