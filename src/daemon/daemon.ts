@@ -144,7 +144,8 @@ export class Daemon implements AsyncDisposable {
     await server.listen(config.address);
     health.serving = true;
     const { highWatermark, lowWatermark, gcInterval } = config.disk;
-    if (highWatermark < 100) collector.start(gcInterval, () => fileSystemStatus(config.root).usedShare > lowWatermark / 100);
+    if (highWatermark < 100)
+      collector.start(gcInterval, () => fileSystemStatus(config.root).usedShare > lowWatermark / 100);
     const daemon = new Daemon(stack.move(), { health, server, probes }, options);
     manager.notify("READY=1", `STATUS=Serving on ${config.address}`);
     daemon.#watch();

@@ -321,6 +321,11 @@ export interface FileSystemStatus {
   /** Bytes that an unprivileged user may still write. */
   readonly available: number;
   readonly freeInodes: number;
+  /**
+   * Share in use of what an unprivileged user may have, 0..1, as df(1) shows it: space that is kept for root counts as
+   * neither used nor there. 0 where the file system tells no size.
+   */
+  readonly usedShare: number;
 }
 
 export function fileSystemStatus(path: string): FileSystemStatus {
@@ -331,5 +336,10 @@ export function fileSystemStatus(path: string): FileSystemStatus {
     size: status.blocks * status.bsize,
     available: status.bavail * status.bsize,
     freeInodes: status.ffree,
+    usedShare: usedShare(status.blocks - status.bfree, status.bavail),
   };
+}
+
+function usedShare(used: number, available: number): number {
+  return used + available === 0 ? 0 : used / (used + available);
 }

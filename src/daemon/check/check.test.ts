@@ -178,7 +178,7 @@ describe("judgeMachine()", () => {
 describe("judgeRoot()", () => {
   const GiB = 2 ** 30;
   const good: RootFacts = {
-    ...{ path: "/var/lib/shale", type: 0xef53, size: 100 * GiB, available: 50 * GiB },
+    ...{ path: "/var/lib/shale", type: 0xef53, usedShare: 0.5, available: 50 * GiB },
     ...{ freeInodes: 1e6, highWatermark: 90 },
   };
   const CASES: readonly (readonly [name: string, change: Partial<RootFacts>, state: Finding["state"], says: RegExp])[] =
@@ -189,11 +189,11 @@ describe("judgeRoot()", () => {
       ["tmpfs", { type: 0x01021994 }, "warning", /is on tmpfs/],
       [
         "a full disk",
-        { available: 5 * GiB },
+        { usedShare: 0.95, available: 5 * GiB },
         "problem",
         /95\.0 % full, above the high watermark of 90 %: new layers are refused/,
       ],
-      ["little space", { size: GiB, available: GiB / 2 }, "warning", /512 MiB left/],
+      ["little space", { usedShare: 0.5, available: GiB / 2 }, "warning", /512 MiB left/],
       ["few inodes", { freeInodes: 5 }, "warning", /5 inodes left/],
     ];
   for (const [name, change, state, says] of CASES) {

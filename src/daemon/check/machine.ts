@@ -15,7 +15,8 @@ export interface RootFacts {
   readonly path: string;
   /** statfs f_type. */
   readonly type: number;
-  readonly size: number;
+  /** Share in use, 0..1. */
+  readonly usedShare: number;
   readonly available: number;
   readonly freeInodes: number;
   /** Per cent of use above which layers are refused. */

@@ -16,14 +16,8 @@ export interface DiskBudgetOptions {
   readonly store?: { readonly limit: number; readonly used: () => number };
   /** Frees what nothing needs. */
   readonly collect: () => Promise<void>;
-  /** In place of the file system, for tests. */
-  readonly measure?: () => DiskUse;
-}
-
-export interface DiskUse {
-  readonly size: number;
-  /** What an unprivileged user may still write. */
-  readonly available: number;
+  /** In place of the file system's own share, for tests. */
+  readonly usedShare?: () => number;
 }
 
 /** The high mark is reached, and collecting garbage did not help. */
@@ -73,11 +67,10 @@ export class DiskBudget {
 
   /** What is over, in words; undefined when nothing is. */
   #excess(): string | undefined {
-    const { store, root, measure = () => fileSystemStatus(root) } = this.#options;
-    const { size, available } = measure();
-    if (size > 0 && 1 - available / size > this.#highMark) {
-      const used = (100 * (1 - available / size)).toFixed(1);
-      return `the disk of ${root} is ${used}% full, the mark is at ${100 * this.#highMark}%`;
+    const { store, root, usedShare = () => fileSystemStatus(root).usedShare } = this.#options;
+    const share = usedShare();
+    if (share > this.#highMark) {
+      return `the disk of ${root} is ${(100 * share).toFixed(1)}% full, the mark is at ${100 * this.#highMark}%`;
     }
     if (store === undefined) return undefined;
     const used = store.used();

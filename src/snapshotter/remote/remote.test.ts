@@ -388,12 +388,12 @@ test("limits bound the layers of one image, of all, and their bytes", async () =
 });
 
 test("above the high mark garbage is collected, then fetch() is RESOURCE_EXHAUSTED and the store sound", async () => {
-  let available = 4;
+  let used = 0.96;
   let collected = 0;
   const disk = new DiskBudget({
     root: "/",
     highMark: 0.95,
-    measure: () => ({ size: 100, available }),
+    usedShare: () => used,
     collect: async () => void collected++,
   });
   await using setup = await setUp({ disk });
@@ -404,7 +404,7 @@ test("above the high mark garbage is collected, then fetch() is RESOURCE_EXHAUST
     message: /^Cannot fetch layer sha256:[0-9a-f]+ of .*: the disk of \/ is 96\.0% full, the mark is at 95%/,
   });
   assert.equal(collected, 1);
-  available = 5;
+  used = 0.95;
   assert.equal(await layers.fetch(requestFor(server, REPOSITORY, image, 0), use), image.diffIds[0]);
   assert.equal(collected, 1, "below the mark nobody collects");
   await assertSound(store);
