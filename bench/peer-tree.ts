@@ -12,6 +12,9 @@ import { childrenOf, type RunOptions, run, startDaemon } from "./process.ts";
 
 export const PEERS_SCRIPT = join(import.meta.dirname, "../../shared/peers/peers.sh");
 
+/** The tree itself; nothing may be written into it. */
+export const PEER_TREE = join(process.env.PEERS_ROOT ?? "/var/tmp/shale-peers", "sid");
+
 export interface PeerTree extends AsyncDisposable {
   /** The path inside for a host path below `share`. */
   inside(hostPath: string): string;

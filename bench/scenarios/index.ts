@@ -9,6 +9,7 @@ import { pull } from "./pull.ts";
 import { read } from "./read.ts";
 import { rm } from "./rm.ts";
 import type { Scenario } from "./scenario.ts";
+import { snapshotter } from "./snapshotter.ts";
 import { space } from "./space.ts";
 
 /** In the order they run and are reported. */
@@ -23,6 +24,7 @@ export const SCENARIOS: readonly Scenario[] = [
   partial,
   checkout,
   checkpoint,
+  snapshotter,
 ];
 
 /** Throws INVALID_ARGUMENT for an unknown id. */

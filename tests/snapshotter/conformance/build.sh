@@ -5,7 +5,7 @@
 #   $OUT/suite-2.1     containerd 2.1's (sid's Go sources)
 #   $OUT/sid           a tree with sid's containerd and runc, entered by testing/enter.sh
 #
-#   build.sh           what is missing or older than its sources; OUT is printed
+#   build.sh           what is missing or made of other sources; OUT is printed
 #
 # Needs root and a Debian mirror. From nothing it takes about three minutes, after that nothing. One run at a time.
 set -euo pipefail
@@ -56,8 +56,10 @@ in_chroot() { # CODENAME TAG NAME
   rm -rf "$root/build" "$root/tmp/gocache"
 }
 
+# By content: a checkout of its own has other times.
+sources=$(cat "$here/build.sh" "$here"/suite/*.go | sha256sum)
 current() { # NAME
-  [ -x "$OUT/$1" ] && [ -z "$(find "$here/suite" "$here/build.sh" -newer "$OUT/$1" -print -quit)" ]
+  [ -x "$OUT/$1" ] && [ "$(cat "$OUT/$1.sources" 2>/dev/null)" = "$sources" ]
 }
 
 mkdir -p "$OUT"
@@ -65,7 +67,10 @@ exec 9>"$OUT/.lock"
 flock 9
 {
   chroot_of sid containerd runc "${GO_PACKAGES[@]}"
-  current suite-2.1 || in_chroot sid ctrd2 suite-2.1
+  if ! current suite-2.1; then
+    in_chroot sid ctrd2 suite-2.1
+    echo "$sources" >"$OUT/suite-2.1.sources"
+  fi
   if ! current suite-1.6; then
     if [ "$(. /etc/os-release && echo "${VERSION_CODENAME:-}")" = bookworm ]; then
       "${APT[@]}" update
@@ -76,6 +81,7 @@ flock 9
       chroot_of bookworm "${GO_PACKAGES[@]}"
       in_chroot bookworm ctrd1 suite-1.6
     fi
+    echo "$sources" >"$OUT/suite-1.6.sources"
   fi
 } >"$OUT/build.log" 2>&1 || {
   tail -n 20 "$OUT/build.log" >&2

@@ -26,6 +26,10 @@ export interface MachineOptions {
   readonly config?: string;
   /** The registry lets in nobody but USER with PASSWORD. */
   readonly guarded?: boolean;
+  /** With containerd 2.1 and runc, in place of the one made for tests. */
+  readonly tree?: string;
+  /** Where the machine's directory is made: the file system under test; /var/tmp unless given. */
+  readonly parent?: string;
   /** containerd's; one of its own unless given. */
   readonly namespace?: string;
   /** Further environment of the daemon. */
@@ -71,9 +75,8 @@ export class Machine implements AsyncDisposable {
 
   /** With everything running. */
   static async start(options: MachineOptions): Promise<Machine> {
-    const out = await tools();
     // Not /tmp where that may be a tmpfs: overlays of the host's file system are what is tested.
-    const directory = mkdtempSync("/var/tmp/shale-machine-");
+    const directory = mkdtempSync(join(options.parent ?? "/var/tmp", "shale-machine-"));
     await must(["mount", "--bind", directory, directory]);
     await must(["mount", "--make-shared", directory]);
     writeFileSync(join(directory, "htpasswd"), `${USER}:${PASSWORD_HASH}\n`);
@@ -82,7 +85,7 @@ export class Machine implements AsyncDisposable {
     const machine = new Machine(directory, registry, options);
     try {
       if (options.diskSize !== undefined) await machine.#mountDisk(options.diskSize);
-      const tree = options.generation === "2.1" ? join(out, "sid") : "/";
+      const tree = options.generation === "1.6" ? "/" : (options.tree ?? join(await tools(), "sid"));
       const holder = new Process([join(HERE, "enter.sh"), tree, directory], join(directory, "namespace.log"));
       machine.#holder = holder;
       await holder.ready(() => existsSync(join(directory, `ready-${holder.pid}`)));
@@ -126,8 +129,11 @@ export class Machine implements AsyncDisposable {
 
   // --- the daemon
 
-  /** `env` replaces what it was given before. */
-  async startDaemon(env: Readonly<Record<string, string>> = this.#env): Promise<void> {
+  /** `env` replaces what it was given before. Resolves when the socket answers, or containerd has reached it again. */
+  async startDaemon(
+    env: Readonly<Record<string, string>> = this.#env,
+    options: { readonly wait?: "socket" | "containerd" } = {},
+  ): Promise<void> {
     this.#env = env;
     const config = join(this.directory, "shale.toml");
     writeFileSync(
@@ -149,7 +155,7 @@ root = "${join(this.directory, "containerd")}"
       { ...cleanEnvironment(), ...env },
     );
     await this.#daemon.ready(() => existsSync(this.socket) && this.#answers());
-    await this.#connected();
+    if (options.wait !== "socket") await this.#connected();
   }
 
   /** containerd tries a socket that was gone again within three seconds; until then it refuses by itself. */
@@ -225,24 +231,14 @@ root = "${join(this.directory, "containerd")}"
     );
   }
 
+  /** Of an image in this machine's registry; what names another registry stays as it is. */
   reference(name: string): string {
-    return `${this.registry.host}/${name}`;
+    return /^[^/]+:\d+\//.test(name) ? name : `${this.registry.host}/${name}`;
   }
 
-  /** Pulls and unpacks into `snapshotter`. */
+  /** Pulls and unpacks into `snapshotter`; by the transfer service where there is one. */
   async pull(name: string, snapshotter = "shale"): Promise<void> {
-    const words =
-      this.generation === "2.1" && snapshotter === "shale"
-        ? ["images", "pull", "--plain-http", "--snapshotter", snapshotter]
-        : [
-            "images",
-            "pull",
-            ...(this.generation === "2.1" ? ["--local"] : []),
-            "--plain-http",
-            "--snapshotter",
-            snapshotter,
-          ];
-    await this.mustCtr(...words, this.reference(name));
+    await this.mustCtr("images", "pull", "--plain-http", "--snapshotter", snapshotter, this.reference(name));
   }
 
   /** Runs a command in a new container, as root, to its end; its output. */
@@ -250,16 +246,10 @@ root = "${join(this.directory, "containerd")}"
     name: string,
     id: string,
     command: readonly string[],
-    options: { readonly keep?: boolean } = {},
+    options: { readonly keep?: boolean; readonly snapshotter?: string } = {},
   ): Promise<string> {
-    const words = [
-      "run",
-      ...(options.keep ? [] : ["--rm"]),
-      "--snapshotter",
-      "shale",
-      "--fifo-dir",
-      this.fifoDirectory,
-    ];
+    const { keep = false, snapshotter = "shale" } = options;
+    const words = ["run", ...(keep ? [] : ["--rm"]), "--snapshotter", snapshotter, "--fifo-dir", this.fifoDirectory];
     return await this.mustCtr(...words, this.reference(name), id, ...command);
   }
 
@@ -400,5 +390,9 @@ ${common}
     platform = "linux"
     snapshotter = "shale"
     differ = "${way === "differ" ? "shale-diff" : "walking"}"
+  [[plugins."io.containerd.transfer.v1.local".unpack_config]]
+    platform = "linux"
+    snapshotter = "overlayfs"
+    differ = "walking"
 ${proxy}${way === "remote" ? annotations : ""}${way === "differ" ? differ : ""}`;
 }
