@@ -119,6 +119,7 @@ test("fetch() of a layer that the store has asks nobody, also after a restart", 
   const image = serveImage(server, REPOSITORY, TARS);
   for (const at of [0, 1, 2]) await layers.fetch(requestFor(server, REPOSITORY, image, at), use);
   const before = server.requests.length;
+  events.length = 0;
   await using fresh = new RegistryLayers({
     store,
     client: testClient().client,
