@@ -1,7 +1,7 @@
 /** Checkpoint archives in the store: kept in parts, given back bit for bit, known to everything that knows layers. */
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
-import { writeFileSync } from "node:fs";
+import { chmodSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, test } from "node:test";
 import { podmanArchive, sampleProcesses, tarOf } from "../checkpoint/testing/sample-archives.ts";
@@ -130,6 +130,20 @@ describe("archives in the store", () => {
       assert.ok(opened.reader.resolve("config.dump").size > 0);
       assert.deepEqual([rebuilt(operation, archive), rebuilt(operation, tree)], [archive.diffId, archive.diffId]);
       await assertSound(store);
+    }));
+
+  test("a damaged one is found by check, and is not given back", () =>
+    withBench(async (store, operation, put) => {
+      const archive = await put(withMemory(noise(1 << 20, 1)));
+      const blob = join(store.root, "blobs", archive.id);
+      const bytes = readFileSync(blob);
+      bytes[500_000]! ^= 1;
+      chmodSync(blob, 0o600);
+      writeFileSync(blob, bytes);
+      const report = await operation.check();
+      assert.ok(report.findings.length > 0);
+      operation.quarantineDamage(report);
+      assert.throws(() => operation.getLayer(archive.diffId), { code: "DATA_LOSS" });
     }));
 
   test("are removed by a collection when no image has them", () =>

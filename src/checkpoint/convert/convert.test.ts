@@ -5,6 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, describe, test } from "node:test";
 import { gunzipSync, gzipSync, zstdCompressSync } from "node:zlib";
+import fc from "fast-check";
 import { ShaleError } from "../../errors/index.ts";
 import type { TarEntry } from "../../formats/tar/index.ts";
 import { isNested, openArchive } from "../archive/index.ts";
@@ -237,4 +238,33 @@ describe("convertCheckpoint()", () => {
       [],
     );
   });
+});
+
+test("fuzz: a mutated archive converts or is a ShaleError, and leaves no spool", async () => {
+  const samples = [podmanArchive(), containerdArchive(), inlineArchive(), gzipSync(crioArchive())];
+  const mutation = fc.record({ at: fc.nat(1 << 20), byte: fc.nat(255) });
+  await fc.assert(
+    fc.asyncProperty(
+      fc.nat(3),
+      fc.constantFrom(...TARGETS),
+      fc.array(mutation, { minLength: 1, maxLength: 6 }),
+      fc.boolean(),
+      async (which, to, mutations, early) => {
+        const bytes = Buffer.from(samples[which]!);
+        for (const { at, byte } of mutations) bytes[at % (early ? 16_384 : bytes.length)] = byte;
+        const output = join(directory, "fuzzed.tar");
+        try {
+          await convertCheckpoint(write(bytes), to, { output, writer: "test" });
+        } catch (error) {
+          assert.ok(ShaleError.is(error), String(error));
+        }
+        rmSync(output, { force: true });
+      },
+    ),
+    { numRuns: 150 },
+  );
+  assert.deepEqual(
+    readdirSync(directory).filter((name) => name.includes("spool")),
+    [],
+  );
 });

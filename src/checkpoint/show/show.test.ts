@@ -6,6 +6,7 @@ import { after, describe, test } from "node:test";
 import { gzipSync } from "node:zlib";
 import fc from "fast-check";
 import { ShaleError } from "../../errors/index.ts";
+import { encodeProcesses } from "../../formats/criu/testing/images.ts";
 import { openArchive, openArchiveStream } from "../archive/index.ts";
 import {
   containerdArchive,
@@ -13,6 +14,7 @@ import {
   inlineArchive,
   PAGE,
   podmanArchive,
+  sampleProcesses,
   tarOf,
 } from "../testing/sample-archives.ts";
 import { type CheckpointSurvey, listArchive, surveyArchive, type SurveyOptions } from "./index.ts";
@@ -106,6 +108,21 @@ describe("surveyArchive()", () => {
     const found = await surveyArchive(archive);
     assert.deepEqual([found.container.name, found.deleted, found.complete], ["huge", 0, true]);
     assert.equal(found.sections.find((section) => section.kind === "images")?.size, size);
+  });
+
+  test("processes of a pre-checkpoint", async () => {
+    const files = encodeProcesses(sampleProcesses()).map(([name, content]) => ({
+      path: `pre-checkpoint/${name}`,
+      content,
+    }));
+    const found = await survey(tarOf(files));
+    assert.deepEqual(
+      found.tree.processes.map(({ pid, comm }) => [pid, comm]),
+      [
+        [1, "sh"],
+        [7, "sleep"],
+      ],
+    );
   });
 
   test("an archive without metadata is shown with what it has", async () => {

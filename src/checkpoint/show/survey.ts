@@ -123,6 +123,7 @@ class Survey {
         await this.#addStatistics(member);
         break;
       case "images":
+      case "pre-images": // podman container checkpoint --pre-checkpoint: an archive of its own
         await this.#addImage(member);
         break;
       default:

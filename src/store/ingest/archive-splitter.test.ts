@@ -107,3 +107,22 @@ describe("ArchiveSplitter", () => {
     assert.throws(() => split(tarOf([{ path: "rootfs-diff.tar", content: inner }])), FormatError);
   });
 });
+
+test("fuzz: a mutated archive passes byte for byte, or is a FormatError", () => {
+  const archive = podmanArchive();
+  const mutation = fc.record({ at: fc.nat(archive.length - 1), byte: fc.nat(255) });
+  const cuts = fc.array(fc.nat(archive.length), { maxLength: 5 });
+  fc.assert(
+    fc.property(fc.array(mutation, { minLength: 1, maxLength: 6 }), cuts, fc.boolean(), (mutations, at, early) => {
+      const bytes = Buffer.from(archive);
+      // half of them among the first members, where pagemaps and headers stand close
+      for (const { at: place, byte } of mutations) bytes[early ? place % 32_768 : place] = byte;
+      try {
+        split(bytes, at);
+      } catch (error) {
+        assert.ok(error instanceof FormatError, String(error));
+      }
+    }),
+    { numRuns: 400 },
+  );
+});
