@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { describe, test } from "node:test";
 import { type ErrorCode, ShaleError } from "../errors/index.ts";
 import { chainIdOf, type DiffId } from "../oci/index.ts";
-import { collect } from "../store/testing/fixtures.ts";
+import { collect, noise } from "../store/testing/fixtures.ts";
 import { wallClockNs } from "../sys/index.ts";
 import { withBench } from "./testing/fixtures.ts";
 import type { RemoteLayers } from "./types.ts";
@@ -402,6 +402,24 @@ describe("findActive() and attachLayer()", () => {
       snapshotter.attachLayer("extract-2", operation, one);
       await fails("FAILED_PRECONDITION", "failed precondition", attach("extract-2", two));
       await fails("NOT_FOUND", "not found", attach("none", one));
+    }));
+
+  test("count what was written on top of the layer all the same", () =>
+    withBench(async ({ snapshotter, layer, store, mounted }) => {
+      const one = await layer({ a: noise(9000, "a") });
+      const mounts = await snapshotter.prepare("extract-1", "", {});
+      using operation = store.begin("apply");
+      snapshotter.attachLayer("extract-1", operation, one);
+      mounted(mounts, (directory) => writeFileSync(join(directory, "b"), noise(9000, "b")));
+      await snapshotter.commit("both", "extract-1", {});
+      mounted(await snapshotter.view("v", "both", {}), (directory) =>
+        assert.deepEqual(readdirSync(directory), ["a", "b"]),
+      );
+      const { ownBytes, metadataBytes } = store.findLayer(one)!;
+      const { size, inodes } = await snapshotter.usage("both");
+      assert.ok(size >= ownBytes + metadataBytes + 9000);
+      assert.equal(inodes, 4 + 2);
+      await snapshotter.prepare("extract-2", "both", {});
     }));
 
   test("keep the layer from then on, restarts included, and lose it with the snapshot", () =>

@@ -366,10 +366,13 @@ class StoreSnapshotter implements Snapshotter {
   }
 
   async #measure(id: number): Promise<SnapshotUsage> {
-    const { usage } = await walkInTurns(join(this.#register.directoryOf(id), UPPER));
+    const { usage: written } = await walkInTurns(join(this.#register.directoryOf(id), UPPER));
     const now = this.#register.findById(id);
     if (now?.usage !== undefined) return now.usage; // a layer was made of it meanwhile
-    if (now !== undefined && !this.#closed) this.#register.setUsage(id, usage);
+    if (now === undefined || this.#closed) return written;
+    const layer = now.diffId === undefined ? { size: 0, inodes: 0 } : this.#register.layerUsage(now.diffId);
+    const usage = { size: written.size + layer.size, inodes: written.inodes + layer.inodes };
+    this.#register.setUsage(id, usage);
     return usage;
   }
 

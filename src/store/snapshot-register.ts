@@ -22,7 +22,7 @@ import {
 } from "../sys/index.ts";
 import type { StoreContext } from "./context.ts";
 import { HostMountRegister } from "./host-mounts.ts";
-import { claimLayer } from "./layers.ts";
+import { claimLayer, getLayer, type LayerRecord } from "./layers.ts";
 import {
   countSnapshots,
   findSnapshot,
@@ -244,8 +244,12 @@ export class SnapshotRegister implements Disposable {
     if (layer === undefined) {
       throw new ShaleError("ABORTED", `snapshot ${name}: layer ${diffId} is not in the store`);
     }
-    // Its directory with two files, and the blob that it brought.
-    return { size: layer.ownBytes + layer.metadataBytes, inodes: layer.ownBytes > 0 ? 4 : 3 };
+    return usageOf(layer);
+  }
+
+  /** What a layer that a snapshot holds takes on disk. */
+  layerUsage(diffId: DiffId): { readonly size: number; readonly inodes: number } {
+    return usageOf(getLayer(this.#context, diffId));
   }
 
   /** Makes an active snapshot refer to a layer, below whatever gets into its directory. */
@@ -397,6 +401,11 @@ export class SnapshotRegister implements Disposable {
     crashPoint("snapshot:removed");
     this.abandon(id);
   }
+}
+
+/** Its directory with two files, and the blob that it brought. */
+function usageOf({ ownBytes, metadataBytes }: LayerRecord) {
+  return { size: ownBytes + metadataBytes, inodes: ownBytes > 0 ? 4 : 3 };
 }
 
 export function notFound(name: string): ShaleError {
