@@ -8,7 +8,16 @@ import { findBoundary, readMultipart } from "./multipart.ts";
 import { startDockerRegistry } from "./testing/docker-registry.ts";
 import { descriptorOf, referenceTo, someBytes, temporaryDirectory, testClient } from "./testing/fixtures.ts";
 import { type AskedRange, byCount, type PartsOptions, parts } from "./testing/parts.ts";
-import { ok, part, ranges, type Step, startScriptedServer, status } from "./testing/scripted-server.ts";
+import {
+  ok,
+  part,
+  ranges,
+  redirect,
+  type Step,
+  stallAfter,
+  startScriptedServer,
+  status,
+} from "./testing/scripted-server.ts";
 
 const CONTENT = someBytes(200_000);
 const RANGES: readonly ByteRange[] = [
@@ -142,6 +151,25 @@ describe("RegistryClient.openRanges()", () => {
   test("asks again for parts that were left out", async () => {
     const { asked } = await fetchRanges([parts(CONTENT, { change: (list) => list.slice(0, 2) }), parts(CONTENT)]);
     assert.deepEqual(asked, [ALL, header(RANGES.slice(2))]);
+  });
+
+  test("asks again when nothing more comes", async () => {
+    const { asked } = await fetchRanges([stallAfter(CONTENT, 5000), parts(CONTENT)], RANGES.slice(0, 1));
+    assert.deepEqual(asked, [EACH[0], "bytes=5010-19999"]);
+  });
+
+  test("asks the registry for a new address when the one that it gave has expired", async () => {
+    await using server = await startScriptedServer();
+    await using storage = await startScriptedServer();
+    await using made = testClient();
+    storage.on("GET /old", status(403));
+    storage.on("GET /new", parts(CONTENT));
+    const [old, fresh] = [redirect(`${storage.origin}/old`), redirect(`${storage.origin}/new`)];
+    const stored = server.blob("app", CONTENT, undefined, old, fresh);
+    let bytes = 0;
+    const pieces = made.client.openRanges(referenceTo(server, "app"), descriptorOf(stored), RANGES);
+    for await (const piece of pieces) bytes += piece.bytes.length;
+    assert.equal(bytes, SUM);
   });
 
   test("refuses a part that is none of those asked for", async () => {
