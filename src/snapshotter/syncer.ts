@@ -3,10 +3,14 @@
  * locked meanwhile. Until it is done, the record says in which boot the snapshot was committed.
  */
 
+import { delay } from "../async/index.ts";
 import { ShaleError } from "../errors/index.ts";
 import type { SnapshotRegister } from "../store/index.ts";
 import { run } from "../sys/index.ts";
 import type { SnapshotterEvent } from "./types.ts";
+
+/** Commits come in a row, and a process for each would hold up the calls between them. */
+const BATCH_MS = 100;
 
 export class Syncer {
   readonly #root: string;
@@ -34,6 +38,7 @@ export class Syncer {
 
   async #run(): Promise<void> {
     while (this.#wanted) {
+      await delay(BATCH_MS);
       this.#wanted = false;
       const ids = this.#register.unsynced();
       if (ids.length === 0) continue;
