@@ -207,6 +207,41 @@ describe("convertImage() to zstd:chunked", () => {
     }));
 });
 
+describe("convertImage() remembers", () => {
+  for (const to of ["zstd:chunked", "estargz"] as const) {
+    test(`what a layer becomes as ${to}, and compresses it again only for a place that does not have it`, () =>
+      inWorld(async ({ store, path }) => {
+        const told: (string | undefined)[] = [];
+        const progress = {
+          start: () => ({ advance() {}, status() {}, done: (text?: string) => void told.push(text), fail() {} }),
+        };
+        const convert = (directory: string) =>
+          convertImage(store, "app:1", { to, output: { kind: "layout", directory: path(directory) }, progress });
+        const results = [await convert("one"), await convert("one"), await convert("two")];
+        assert.deepEqual(told, [undefined, undefined, "already there", "already there", undefined, undefined]);
+        assert.deepEqual(results[1], results[0]);
+        assert.deepEqual(results[2], results[0]);
+        const { layers } = manifestOf(path("two"), "1");
+        for (const { digest, annotations } of layers) await openToc(blob(path("two"), digest), annotations);
+        const level = { to, output: { kind: "layout", directory: path("one") }, level: 1 } as const;
+        assert.notEqual((await convertImage(store, "app:1", level)).digest, results[0]!.digest);
+      }));
+  }
+
+  test("that a layer has no such form", () =>
+    inWorld(async ({ store, path }) => {
+      const twice = Buffer.concat([tar({ a: "1" }).subarray(0, 1024), tar({ a: "2" })]);
+      writeImage(path("source"), "v2", [twice]);
+      await pullImage(store, await layoutOrigin(path("source"), "v2"), { name: "docker.io/library/twice:1" });
+      for (const directory of [path("one"), path("one"), path("two")]) {
+        const output = { kind: "layout", directory } as const;
+        const { layers } = await convertImage(store, "twice:1", { to: "zstd:chunked", output });
+        assert.equal(layers[0]!.reason, `"a": it is there twice`);
+        assert.ok(zstdDecompressSync(blob(directory, layers[0]!.digest)).equals(twice));
+      }
+    }));
+});
+
 describe("convertImage() to estargz", () => {
   test("changes diffIDs and nothing else of the config", () =>
     inWorld(async (world) => {

@@ -6,7 +6,7 @@ import { ShaleError } from "../errors/index.ts";
 import { encodeTarHeader, TAR_END, tarPadding } from "../formats/tar/index.ts";
 import { type Descriptor, digestHex, encodePlatform, formatDigest, MediaType } from "../oci/index.ts";
 import type { Document } from "../store/index.ts";
-import type { Bytes, ConvertTarget } from "./convert-target.ts";
+import type { Bytes, ConvertTarget, WriteOptions } from "./convert-target.ts";
 import { PartialFile } from "./partial-file.ts";
 
 const HEADER_SIZE = 512;
@@ -32,7 +32,7 @@ export class ArchiveTarget implements ConvertTarget {
   }
 
   /** Leaves room for a header, which is written when the blob's name and size are known. */
-  async writeBlob(source: Bytes, { signal }: { readonly signal?: AbortSignal }): Promise<BlobName> {
+  async writeBlob(source: Bytes, { expected, signal }: WriteOptions): Promise<BlobName> {
     const start = this.#file.size;
     this.#file.write(new Uint8Array(HEADER_SIZE));
     let size = 0;
@@ -49,6 +49,9 @@ export class ArchiveTarget implements ConvertTarget {
       throw error;
     }
     const digest = formatDigest("sha256", hash.digest());
+    if (expected !== undefined && (digest !== expected.digest || size !== expected.size)) {
+      throw new ShaleError("DATA_LOSS", `Cannot write ${expected.digest}: what came is ${digest}`);
+    }
     if (this.#written.has(digest)) {
       this.#file.cut(start);
       return { digest, size };

@@ -14,9 +14,14 @@ export type ConvertOutput =
 
 export type Bytes = Iterable<Uint8Array> | AsyncIterable<Uint8Array>;
 
+export interface WriteOptions {
+  readonly expected?: BlobName;
+  readonly signal?: AbortSignal;
+}
+
 export interface ConvertTarget extends Disposable {
-  /** Stores bytes under their digest. */
-  writeBlob(source: Bytes, options: { readonly signal?: AbortSignal }): Promise<BlobName>;
+  /** Stores bytes under their digest. With `expected`, what is there already is kept and `source` may stay unread. */
+  writeBlob(source: Bytes, options: WriteOptions): Promise<BlobName>;
   /** A manifest, index or config, after everything that it names. */
   writeDocument(document: Document, options: { readonly signal?: AbortSignal }): Promise<void>;
   /** Names what was written; when it resolves, the image is there, complete and durable. */
@@ -54,7 +59,7 @@ class LayoutTarget implements ConvertTarget {
     this.#names = names;
   }
 
-  writeBlob(source: Bytes, options: { readonly signal?: AbortSignal }): Promise<BlobName> {
+  writeBlob(source: Bytes, options: WriteOptions): Promise<BlobName> {
     return this.#writer.writeBlob(source, options);
   }
 
@@ -87,8 +92,8 @@ class RegistryTarget implements ConvertTarget {
     this.#reference = reference;
   }
 
-  async writeBlob(source: Bytes, { signal }: { readonly signal?: AbortSignal }): Promise<BlobName> {
-    const { digest, size } = await this.#client.pushBlob(this.#reference, source, { ...(signal && { signal }) });
+  async writeBlob(source: Bytes, options: WriteOptions): Promise<BlobName> {
+    const { digest, size } = await this.#client.pushBlob(this.#reference, source, options);
     return { digest, size };
   }
 

@@ -9,6 +9,7 @@
  * - Every layer is verified against its diffId while it is converted. Nothing is published unless all of it was written: a
  *   layout's index and a tag stay as they were, no file gets the name of the archive. A crash leaves it so.
  * - Deterministic: the same image in the same form gives the same bytes, whatever machine (of one zlib and zstd).
+ * - What was converted before is remembered by its digest: a layer that is already at its new place is not compressed again.
  * - Bounded memory, and temporary files of the size of a layer's table of contents.
  */
 import { type Descriptor, type DiffId, type Digest, digestHex } from "../oci/index.ts";
@@ -70,7 +71,7 @@ export async function convertImage(store: Store, ref: string, options: ConvertOp
   await using encoder = new TocEncoder(to, level === undefined ? {} : { level });
   try {
     using target = await openTarget(output, image.name, stop);
-    const layers = await convertLayers(operation, encoder, target, records, options);
+    const layers = await convertLayers(store, operation, encoder, target, records, options);
     const manifests = records.map((record) =>
       exportManifest(
         store,
@@ -102,6 +103,7 @@ interface Layer {
 
 /** One after the other: the threads that compress are what there is to wait for, and one layer keeps them busy. */
 async function convertLayers(
+  store: Store,
   operation: StoreOperation,
   encoder: TocEncoder,
   target: ConvertTarget,
@@ -115,19 +117,26 @@ async function convertLayers(
     const task = progress.start(diffId, { label: digestHex(diffId).slice(0, 12), total: layer.tarSize });
     const stop = signal ? { signal } : {};
     try {
-      const { consumed, encoding, reason } = await encoder.encode(
+      const known = encoder.find(store, layer);
+      let isRead = false;
+      const onBytes = (count: number) => {
+        isRead = true;
+        task.advance(count);
+      };
+      const expected = known && { expected: { digest: known.digest, size: known.size } };
+      const encoded = await encoder.encode(
         operation,
         layer,
-        (bytes) => target.writeBlob(bytes, stop),
-        { ...stop, onBytes: (count) => task.advance(count) },
+        (bytes) => target.writeBlob(bytes, { ...stop, ...expected }),
+        { ...stop, onBytes, known },
       );
-      const { digest, size } = consumed;
+      const { digest, size, reason } = encoded;
       const { tarSize } = layer;
       layers.set(diffId, {
-        encoded: { ...encoding, digest, size },
-        converted: { diffId, newDiffId: encoding.diffId, digest, size, tarSize, reason },
+        encoded,
+        converted: { diffId, newDiffId: encoded.diffId, digest, size, tarSize, reason },
       });
-      task.done(reason === undefined ? undefined : "without a table of contents");
+      task.done(!isRead ? "already there" : reason === undefined ? undefined : "without a table of contents");
     } catch (error) {
       task.fail();
       throw error;

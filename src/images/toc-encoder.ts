@@ -8,8 +8,9 @@ import { compressGzipMember, compressZstd } from "../formats/compression/index.t
 import { EstargzWriter } from "../formats/estargz/index.ts";
 import { NotConvertibleError } from "../formats/toc/writing.ts";
 import { ZstdChunkedWriter } from "../formats/zstd-chunked/index.ts";
+import type { BlobName } from "../archives/index.ts";
 import { type DiffId, formatDigest, MediaType } from "../oci/index.ts";
-import type { LayerRecord, StoreOperation } from "../store/index.ts";
+import type { LayerRecord, Store, StoreOperation } from "../store/index.ts";
 import { FrameThreads } from "./frame-threads.ts";
 import type { EncodedLayer } from "./layer-encoder.ts";
 import { type ReadTarOptions, readLayerTar } from "./layer-tar.ts";
@@ -17,8 +18,17 @@ import { SpoolFile } from "./spool-file.ts";
 
 export type TocFormat = "zstd:chunked" | "estargz";
 
-/** What a blob turned out to be; `digest` and `size` are its reader's to count. */
-export type TocEncoding = Omit<EncodedLayer, "digest" | "size">;
+/** A layer in its new form. */
+export interface TocEncoding extends EncodedLayer {
+  /** Why it has no table of contents; undefined when it has one. */
+  readonly reason: string | undefined;
+}
+
+/** What a blob turned out to be; digest and size are its reader's to count. */
+type Form = Omit<TocEncoding, "digest" | "size">;
+
+/** What is remembered of an encoding beside digest and size: see `decodeForm`. */
+type Details = Pick<Form, "diffId" | "mediaType" | "annotations" | "reason">;
 
 /**
  * zstd 7 makes blobs as small as containers/storage does unless told (3: a twentieth larger, in three quarters of the time);
@@ -26,9 +36,14 @@ export type TocEncoding = Omit<EncodedLayer, "digest" | "size">;
  */
 const DEFAULT_LEVELS: Readonly<Record<TocFormat, number>> = { "zstd:chunked": 7, estargz: 6 };
 
+/** Raised when one of the writers gives other bytes than before. */
+const FORM_VERSION = 1;
+
 export class TocEncoder implements AsyncDisposable {
   readonly format: TocFormat;
   readonly #threads: FrameThreads;
+  /** Of the encoder: equal names, equal bytes. */
+  readonly #name: string;
 
   /** `level` of zstd 1 to 19, of gzip 1 to 9. */
   constructor(format: TocFormat, options: { readonly level?: number } = {}) {
@@ -41,50 +56,82 @@ export class TocEncoder implements AsyncDisposable {
       });
     }
     this.#threads = new FrameThreads({ kind, level }, availableParallelism());
+    const library = kind === "gzip" ? process.versions.zlib : (process.versions.zstd ?? "unknown");
+    this.#name = `${format} ${FORM_VERSION}, ${kind} ${library} level ${level}`;
+  }
+
+  /** The layer in its new form, where it was encoded before and is still known. */
+  find(store: Store, layer: LayerRecord): TocEncoding | undefined {
+    const known = store.findEncoding(layer.diffId, this.#name);
+    const form = known && decodeForm(known.details ?? "");
+    return known && form && { ...form, digest: known.digest, size: known.size };
   }
 
   /**
-   * Hands the bytes of a layer's blob to `consume` and resolves with what it returned and what the blob is. When the layer has no
-   * form with a TOC, which may show after much of it was consumed, `consume` has failed with our error and is called a second
-   * time, for the plain form; `reason` then says why. DATA_LOSS when the layer is damaged.
+   * Hands the bytes of a layer's blob to `consume`, which stores them, and resolves with what the blob is. With `known`, which
+   * `find` gave, `consume` may leave them unread. When the layer has no form with a TOC, which may show after much of it was
+   * consumed, `consume` has failed with our error and is called a second time, for the plain form. DATA_LOSS when the
+   * layer is damaged.
    */
-  async encode<T>(
+  async encode(
     operation: StoreOperation,
     layer: LayerRecord,
-    consume: (bytes: AsyncIterable<Uint8Array>) => Promise<T>,
-    options: ReadTarOptions = {},
-  ): Promise<{ readonly consumed: T; readonly encoding: TocEncoding; readonly reason: string | undefined }> {
+    consume: (bytes: AsyncIterable<Uint8Array>) => Promise<BlobName>,
+    options: ReadTarOptions & { readonly known?: TocEncoding | undefined } = {},
+  ): Promise<TocEncoding> {
+    const { known } = options;
+    if (known?.reason !== undefined) {
+      await consume(this.#plain(operation, layer, options));
+      return known;
+    }
     try {
-      return { ...(await this.#withToc(operation, layer, consume, options)), reason: undefined };
+      return this.#record(operation, layer, await this.#withToc(operation, layer, consume, options));
     } catch (error) {
       if (!(error instanceof NotConvertibleError)) throw error;
       const { onBytes: _, ...rest } = options; // they were told already
-      const consumed = await consume(this.#plain(operation, layer, rest));
+      const { digest, size } = await consume(this.#plain(operation, layer, rest));
       const mediaType = this.format === "estargz" ? MediaType.OCI_LAYER_GZIP : MediaType.OCI_LAYER_ZSTD;
-      return { consumed, encoding: { diffId: layer.diffId, mediaType }, reason: error.reason };
+      const { diffId } = layer;
+      return this.#record(operation, layer, { diffId, digest, size, mediaType, reason: error.reason });
     }
   }
 
-  async #withToc<T>(
+  #record(operation: StoreOperation, { diffId }: LayerRecord, encoding: TocEncoding): TocEncoding {
+    const { digest, size, ...form } = encoding;
+    const details: Details = form;
+    operation.recordEncoding({ diffId, encoder: this.#name, digest, size, details: JSON.stringify(details) });
+    return encoding;
+  }
+
+  async #withToc(
     operation: StoreOperation,
     layer: LayerRecord,
-    consume: (bytes: AsyncIterable<Uint8Array>) => Promise<T>,
-    options: ReadTarOptions,
-  ): Promise<{ readonly consumed: T; readonly encoding: TocEncoding }> {
+    consume: (bytes: AsyncIterable<Uint8Array>) => Promise<BlobName>,
+    options: ReadTarOptions & { readonly known?: TocEncoding | undefined },
+  ): Promise<TocEncoding> {
     using spools = new DisposableStack();
     const openSpool = () => spools.use(new SpoolFile());
     const tar = readLayerTar(operation, layer, options);
     if (this.format === "zstd:chunked") {
       const writer = new ZstdChunkedWriter({ compressor: this.#threads, openSpool });
-      const consumed = await consume(writer.write(tar));
+      const { digest, size } = await consume(writer.write(tar));
+      if (options.known !== undefined) return options.known;
       const { annotations } = writer;
-      return { consumed, encoding: { diffId: layer.diffId, mediaType: MediaType.OCI_LAYER_ZSTD, annotations } };
+      return {
+        diffId: layer.diffId,
+        digest,
+        size,
+        mediaType: MediaType.OCI_LAYER_ZSTD,
+        annotations,
+        reason: undefined,
+      };
     }
     const writer = new EstargzWriter({ compressor: this.#threads, openSpool });
-    const consumed = await consume(writer.write(tar));
+    const { digest, size } = await consume(writer.write(tar));
+    if (options.known !== undefined) return options.known;
     const { annotations, tarDigest } = writer.result;
     const diffId = formatDigest("sha256", tarDigest) as string as DiffId;
-    return { consumed, encoding: { diffId, mediaType: MediaType.OCI_LAYER_GZIP, annotations } };
+    return { diffId, digest, size, mediaType: MediaType.OCI_LAYER_GZIP, annotations, reason: undefined };
   }
 
   #plain(operation: StoreOperation, layer: LayerRecord, options: ReadTarOptions): AsyncIterable<Uint8Array> {
@@ -97,4 +144,11 @@ export class TocEncoder implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#threads[Symbol.asyncDispose]();
   }
+}
+
+/** Written by us; undefined for what an encoder of another kind wrote, so that the layer is encoded anew. */
+function decodeForm(details: string): Form | undefined {
+  if (details === "") return undefined;
+  const { diffId, mediaType, annotations, reason }: Details = JSON.parse(details);
+  return { diffId, mediaType, ...(annotations === undefined ? {} : { annotations }), reason };
 }

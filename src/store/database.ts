@@ -75,6 +75,7 @@ const SCHEMA = `
     encoder TEXT NOT NULL,              -- algorithm, settings and version of the library
     digest  TEXT NOT NULL,              -- of the encoded bytes
     size    INTEGER NOT NULL,
+    details TEXT NOT NULL DEFAULT '',   -- what else the encoder has to know of it; its own to read
     PRIMARY KEY (diff_id, encoder)
   ) STRICT, WITHOUT ROWID;
   CREATE INDEX encodings_by_digest ON encodings (digest);
@@ -130,7 +131,7 @@ const SCHEMA = `
   CREATE TABLE merged (
     id           TEXT PRIMARY KEY,      -- merged/<id>
     chain_id     TEXT NOT NULL,
-    diff_ids     TEXT NOT NULL,         -- JSON, lowest first
+    layers       TEXT NOT NULL,         -- JSON, lowest first: ids of the layers whose blobs it refers to. In sight only while they are
     size         INTEGER NOT NULL,
     image_sha256 TEXT NOT NULL,
     created_at   INTEGER NOT NULL,

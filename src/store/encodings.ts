@@ -12,6 +12,8 @@ export interface Encoding {
   readonly encoder: string;
   readonly digest: Digest;
   readonly size: number;
+  /** What else the encoder wants to remember; "" unless it said something. */
+  readonly details?: string;
 }
 
 function encodingFromRow(row: Row): Encoding {
@@ -20,6 +22,7 @@ function encodingFromRow(row: Row): Encoding {
     encoder: String(row.encoder),
     digest: String(row.digest) as Digest,
     size: Number(row.size),
+    details: String(row.details),
   };
 }
 
@@ -33,12 +36,14 @@ export function findEncodingByDigest({ database }: StoreContext, digest: Digest)
   return row && encodingFromRow(row);
 }
 
-export function recordEncoding({ database }: StoreContext, { diffId, encoder, digest, size }: Encoding): void {
+export function recordEncoding({ database }: StoreContext, encoding: Encoding): void {
+  const { diffId, encoder, digest, size, details = "" } = encoding;
   database.run(
-    "INSERT OR REPLACE INTO encodings (diff_id, encoder, digest, size) VALUES (?, ?, ?, ?)",
+    "INSERT OR REPLACE INTO encodings (diff_id, encoder, digest, size, details) VALUES (?, ?, ?, ?, ?)",
     diffId,
     encoder,
     digest,
     size,
+    details,
   );
 }
