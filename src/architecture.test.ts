@@ -189,6 +189,7 @@ const PUBLIC_FILES: Readonly<Record<string, string>> = {
   "images/diff.ts": "diff, demo",
   "images/repair.ts": "check",
   "images/save.ts": "save",
+  "images/push.ts": "push",
   "images/convert.ts": "convert",
   "images/load.ts": "load",
   "images/serve.ts": "serve",

@@ -84,7 +84,7 @@ describe("formatCompletion()", () => {
   };
 
   test("bash: commands, also after options with values", () => {
-    assert.deepEqual(offers("shale", "p"), ["pull", "pin"]);
+    assert.deepEqual(offers("shale", "p"), ["pull", "push", "pin"]);
     assert.deepEqual(offers("shale", "--root", "/x", "umo"), ["umount"]);
   });
   test("bash: options of the command and of every command", () => {

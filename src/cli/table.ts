@@ -37,6 +37,7 @@ export const COMMANDS: readonly CommandEntry[] = [
   { name: "save", group: IMAGES, load: async () => (await import("./commands/save.ts")).save },
   { name: "convert", group: IMAGES, load: async () => (await import("./commands/convert.ts")).convert },
   { name: "load", group: IMAGES, load: async () => (await import("./commands/load.ts")).load },
+  { name: "push", group: IMAGES, load: async () => (await import("./commands/push.ts")).push },
   { name: "serve", group: IMAGES, load: async () => (await import("./commands/serve.ts")).serve },
   { name: "mount", group: READING, load: async () => (await import("./commands/mount.ts")).mount },
   { name: "umount", group: READING, load: async () => (await import("./commands/umount.ts")).umount },
