@@ -1,5 +1,5 @@
 /** Running the driver, and mounting what a checkout is compared with. */
-import { spawn } from "node:child_process";
+import { type ChildProcess, spawn } from "node:child_process";
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import type { CheckoutOptions, CheckoutResult } from "../../src/checkout/index.ts";
@@ -32,8 +32,8 @@ export interface DriverOptions {
   readonly env?: Readonly<Record<string, string>>;
   /** Runs it as this user and group. */
   readonly as?: number;
-  /** Called with the process id once it runs. */
-  readonly onStart?: (pid: number) => void;
+  /** Called once it runs. */
+  readonly onStart?: (child: ChildProcess) => void;
 }
 
 /** Resolves when the driver has ended, however. */
@@ -53,7 +53,7 @@ export function runDriver({
       stdio: ["ignore", "pipe", "pipe"],
       ...(as === undefined ? {} : { uid: as, gid: as }),
     });
-    if (child.pid !== undefined) onStart?.(child.pid);
+    onStart?.(child);
     let stdout = "";
     let stderr = "";
     child.stdout.on("data", (chunk: Buffer) => {

@@ -11,6 +11,10 @@ import { describeTree } from "./image.ts";
 
 const TAG = "wide";
 const DIRECTORIES = 40;
+/** Each effect is written down, which makes a checkout take long enough to be met in the middle. */
+const SLOW = { SHALE_CRASH_RECORD: "/dev/null" };
+/** More than enough on a busy machine. */
+const ATTEMPTS = 100;
 
 interface Place {
   readonly scratch: string;
@@ -123,7 +127,6 @@ describe("a checkout beside a process that swaps its directories for symlinks", 
         const staging = ${JSON.stringify(join(parent, ".tree.shale-new"))};
         const victim = ${JSON.stringify(victim)};
         let stop = false;
-        let swapped = 0;
         process.stdin.once("data", () => { stop = true; });
         console.log("ready");
         while (!stop) {
@@ -132,7 +135,7 @@ describe("a checkout beside a process that swaps its directories for symlinks", 
             try {
               fs.renameSync(path, path + "-aside");
               fs.symlinkSync(i % 2 ? victim : victim + "/sub", path);
-              swapped++;
+              fs.writeFileSync(${JSON.stringify(join(scratch, "swapped"))}, "");
             } catch (error) {
               if (!["ENOENT", "ENOTDIR", "EEXIST", "ENOTEMPTY", "EISDIR", "ELOOP"].includes(error.code)) throw error;
             }
@@ -140,15 +143,25 @@ describe("a checkout beside a process that swaps its directories for symlinks", 
           await new Promise((resolve) => setImmediate(resolve));
         }
         process.stdin.destroy();
-        console.log(swapped);`);
+        console.log("stopped");`);
       await using _ = attacker;
       await attacker.line();
-      for (let round = 0; round < 12; round++) {
-        await runDriver({ root, layout, tag: TAG, target: join(parent, "tree"), options: { replace: true } });
+      const swapped = () => existsSync(join(scratch, "swapped"));
+      for (let round = 0, met = 0; met < 6; round++) {
+        assert.ok(round < ATTEMPTS, "no directory was swapped in time");
+        await runDriver({
+          root,
+          layout,
+          tag: TAG,
+          target: join(parent, "tree"),
+          options: { replace: true },
+          env: SLOW,
+        });
         assert.deepEqual(describeTree(victim), before, `round ${round}`);
+        if (swapped()) met++;
       }
       attacker.send("stop\n");
-      assert.ok(Number(await attacker.line()) > 0, "no directory was swapped in time");
+      await attacker.line();
       const end = await runDriver({ root, layout, tag: TAG, target: join(parent, "tree"), options: { replace: true } });
       assert.equal(end.code, 0, end.stderr);
       assert.deepEqual(readdirSync(parent), ["tree"]);
@@ -163,17 +176,20 @@ describe("SIGTERM", () => {
       const parent = join(scratch, "parent");
       mkdirSync(parent);
       let cancelled = 0;
-      for (let round = 0; round < 4 && cancelled === 0; round++) {
+      for (let round = 0; round < ATTEMPTS && cancelled === 0; round++) {
+        let timer: NodeJS.Timeout | undefined;
         const end = await runDriver({
           ...{ root, layout, tag: TAG, target: join(parent, "tree"), options: { replace: true } },
-          onStart(pid) {
-            const timer = setInterval(() => {
+          env: SLOW,
+          onStart(child) {
+            timer = setInterval(() => {
               if (!existsSync(join(parent, ".tree.shale-new"))) return;
               clearInterval(timer);
-              process.kill(pid, "SIGTERM");
+              child.kill("SIGTERM");
             }, 1);
           },
         });
+        clearInterval(timer);
         if (end.result?.code === undefined) continue; // it was faster
         assert.equal(end.result.code, "CANCELLED");
         cancelled++;
