@@ -33,6 +33,16 @@ describe("IngestPool", () => {
     assert.equal(events.length, 4, "a second close finds nothing to do");
   });
 
+  it("ends a thread by itself that has nothing to do, once it has loaded", async (t) => {
+    const events = watchThreads(t);
+    await using pool = new IngestPool(1, 1);
+    const waiting = setInterval(() => undefined, 1000); // an idle thread keeps no process alive
+    pool.warm(1);
+    while (events.length < 2) await new Promise((resolve) => setTimeout(resolve, 5));
+    clearInterval(waiting);
+    assert.deepEqual(events, ["loaded", "terminated"]);
+  });
+
   it("rest() terminates no thread before it has loaded", async (t) => {
     const events = watchThreads(t);
     await using pool = new IngestPool(1);

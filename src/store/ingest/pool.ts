@@ -80,17 +80,25 @@ interface Thread {
    * process when a native module (koffi) loads, or returns from a call, in a thread that is being terminated.
    */
   quiet: PromiseWithResolvers<void>;
+  /** Ends it when nothing comes for a while. */
+  idle: NodeJS.Timeout | undefined;
 }
+
+/** Starting a thread takes 100 ms: pulls that follow one another find theirs. */
+const IDLE_MS = 15_000;
 
 export class IngestPool implements AsyncDisposable {
   readonly #limit: number;
+  readonly #idleMs: number;
   readonly #threads: Thread[] = [];
   readonly #queue: Waiting[] = [];
   #numbers = 0;
   #closed = false;
 
-  constructor(limit = availableParallelism()) {
+  /** `idleMs`: how long a thread without work is kept. */
+  constructor(limit = availableParallelism(), idleMs = IDLE_MS) {
     this.#limit = limit;
+    this.#idleMs = idleMs;
   }
 
   /** Starts the threads before the first job, so that their start overlaps with the network. */
@@ -187,7 +195,7 @@ export class IngestPool implements AsyncDisposable {
         env: threadEnvironment(),
       },
     );
-    const thread: Thread = { worker, running: undefined, quiet: Promise.withResolvers() };
+    const thread: Thread = { worker, running: undefined, quiet: Promise.withResolvers(), idle: undefined };
     worker.unref();
     worker.on("message", (reply: WorkerReply) => this.#onReply(thread, reply));
     worker.on("error", (error) => this.#onDeath(thread, error));
@@ -207,6 +215,7 @@ export class IngestPool implements AsyncDisposable {
 
   #give(thread: Thread, waiting: Waiting): void {
     const { signal, job, onConsumed } = waiting;
+    clearTimeout(thread.idle);
     const shared = new SharedArrayBuffer(CONTROL_SIZE);
     const control = new BigInt64Array(shared);
     const stop = () => Atomics.store(control, CONTROL_STOP, 1n);
@@ -228,7 +237,10 @@ export class IngestPool implements AsyncDisposable {
   #onReply(thread: Thread, reply: WorkerReply): void {
     const running = thread.running;
     if (reply.kind === "ready") {
-      if (running === undefined) thread.quiet.resolve();
+      if (running === undefined) {
+        thread.quiet.resolve();
+        this.#rest(thread);
+      }
       return;
     }
     if (running === undefined || running.number !== reply.number) return;
@@ -239,6 +251,19 @@ export class IngestPool implements AsyncDisposable {
     if (reply.kind === "done") running.waiting.resolve(reply.result);
     else running.waiting.reject(deserializeError(reply.error));
     this.#next();
+    if (thread.running === undefined) this.#rest(thread);
+  }
+
+  /** A daemon lives for months: it gives back what a pull's threads hold (tens of MB each) once it does nothing more. */
+  #rest(thread: Thread): void {
+    clearTimeout(thread.idle);
+    thread.idle = setTimeout(() => {
+      const at = this.#threads.indexOf(thread);
+      if (thread.running !== undefined || at < 0) return;
+      this.#threads.splice(at, 1);
+      void end(thread);
+    }, this.#idleMs);
+    thread.idle.unref();
   }
 
   #onDeath(thread: Thread, error: unknown): void {
