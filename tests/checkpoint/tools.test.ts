@@ -176,6 +176,15 @@ describe("shale checkpoint push and pull", () => {
     assert.equal(annotations["org.criu.checkpoint.criu.version"], "4.2");
     assert.match(ok("pull", "-o", "pulled.tar", name), /checkpoint of counter/);
     assert.ok(readFileSync(file("pulled.tar")).equals(readFileSync(file("podman.tar"))));
+    // from the store, by the command for images
+    ok("import", "podman.tar", "stored:1");
+    const stored = `${registry.host}/checkpoints/stored:1`;
+    const { status, stderr } = spawnSync(SHALE, ["--root", file("store"), "push", "stored:1", stored], {
+      encoding: "utf8",
+    });
+    assert.equal(status, 0, stderr);
+    ok("pull", "-o", "again.tar", stored);
+    assert.ok(readFileSync(file("again.tar")).equals(readFileSync(file("podman.tar"))));
     assert.equal(shale(["push", "--annotation", "novalue", "podman.tar", name]).status, 2);
     assert.equal(shale(["pull", name]).status, 2);
     assert.match(shale(["pull", "-o", "none.tar", `${registry.host}/checkpoints/none:1`]).stderr, /not there/);
