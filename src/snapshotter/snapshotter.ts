@@ -1,6 +1,5 @@
 /** The snapshotter itself: containerd's semantics on the store's records. What each call promises is in `types.ts`. */
 import { join } from "node:path";
-import { setImmediate } from "node:timers/promises";
 import { throwIfAborted } from "../async/index.ts";
 import { ShaleError } from "../errors/index.ts";
 import { chainIdOf, type DiffId } from "../oci/index.ts";
@@ -13,18 +12,11 @@ import {
   type Store,
   type StoreOperation,
 } from "../store/index.ts";
-import {
-  bootId,
-  findFile,
-  list,
-  makeDirectory,
-  removalSteps,
-  removeTree,
-  setOwnership,
-  wallClockNs,
-} from "../sys/index.ts";
+import { bootId, findFile, list, makeDirectory, removeTree, setOwnership, wallClockNs } from "../sys/index.ts";
 import { Anticipation } from "./anticipation.ts";
 import { imageLayers, planBases } from "./bases.ts";
+import { Cleaner } from "./cleaner.ts";
+import { CommittedUsage } from "./committed-usage.ts";
 import { Converter } from "./converter.ts";
 import { compileFilters } from "./filters/index.ts";
 import { HostMounts } from "./host-mounts.ts";
@@ -45,11 +37,9 @@ import type {
   SnapshotterOptions,
   SnapshotUsage,
 } from "./types.ts";
-import { UsageMeter, walkInTurns } from "./usage.ts";
+import { UsageMeter } from "./usage.ts";
 import { admitVolatile, VOLATILE } from "./volatile.ts";
 
-/** Removed files between two turns of the event loop. */
-const REMOVALS_A_TURN = 200;
 /** containerd's name for what is unpacked into, behind the "<namespace>/<n>/" that its metadata layer adds. */
 const UNPACK_KEY = /^(?:[^/]*\/\d+\/)?extract-/;
 
@@ -78,9 +68,8 @@ class StoreSnapshotter implements Snapshotter {
   readonly #anticipation: Anticipation;
   readonly #syncer: Syncer;
   readonly #usage = new UsageMeter();
-  /** Committed directories that are being measured. */
-  readonly #measuring = new Map<number, Promise<SnapshotUsage>>();
-  #cleaning: Promise<void> | undefined;
+  readonly #committedUsage: CommittedUsage;
+  readonly #cleaner: Cleaner;
   #closed = false;
 
   constructor(store: Store, register: SnapshotRegister, options: SnapshotterOptions) {
@@ -91,6 +80,8 @@ class StoreSnapshotter implements Snapshotter {
     this.#converter = new Converter(store, register, report);
     this.#anticipation = new Anticipation(register, this.#mounts, report);
     this.#syncer = new Syncer(store.root, register, report);
+    this.#committedUsage = new CommittedUsage(register);
+    this.#cleaner = new Cleaner(register, this.#mounts, report);
     if (register.unsynced().length > 0) this.#syncer.request();
     if (options.convertPlain) for (const { id } of register.plain()) this.#converter.add(id);
   }
@@ -317,7 +308,7 @@ class StoreSnapshotter implements Snapshotter {
     this.#usage.forget(id);
     if (!directory) return this.#expectContainer(id);
     this.#syncer.request();
-    this.#measureCommitted(id).catch((error: unknown) => {
+    this.#committedUsage.measure(id).catch((error: unknown) => {
       this.#options.onEvent?.({ kind: "trouble", what: `Cannot measure snapshot ${name}`, error });
     });
     if (this.#options.convertPlain) this.#converter.add(id);
@@ -349,30 +340,9 @@ class StoreSnapshotter implements Snapshotter {
     throwIfAborted(signal);
     const snapshot = this.#get(key);
     if (snapshot.kind === "view") return { size: 0, inodes: 0 };
-    if (snapshot.kind === "committed") return snapshot.usage ?? (await this.#measureCommitted(snapshot.id));
+    if (snapshot.kind === "committed") return snapshot.usage ?? (await this.#committedUsage.measure(snapshot.id));
     const usage = await this.#usage.measure(snapshot.id, join(this.#register.directoryOf(snapshot.id), UPPER), signal);
     if (this.#register.findById(snapshot.id)?.kind !== "active") this.#usage.forget(snapshot.id);
-    return usage;
-  }
-
-  /** Once, soon after Commit: the number is kept then. */
-  #measureCommitted(id: number): Promise<SnapshotUsage> {
-    let measuring = this.#measuring.get(id);
-    if (measuring === undefined) {
-      measuring = this.#measure(id).finally(() => this.#measuring.delete(id));
-      this.#measuring.set(id, measuring);
-    }
-    return measuring;
-  }
-
-  async #measure(id: number): Promise<SnapshotUsage> {
-    const { usage: written } = await walkInTurns(join(this.#register.directoryOf(id), UPPER));
-    const now = this.#register.findById(id);
-    if (now?.usage !== undefined) return now.usage; // a layer was made of it meanwhile
-    if (now === undefined || this.#closed) return written;
-    const layer = now.diffId === undefined ? { size: 0, inodes: 0 } : this.#register.layerUsage(now.diffId);
-    const usage = { size: written.size + layer.size, inodes: written.inodes + layer.inodes };
-    this.#register.setUsage(id, usage);
     return usage;
   }
 
@@ -381,47 +351,7 @@ class StoreSnapshotter implements Snapshotter {
   async cleanup({ signal }: Cancellable = {}): Promise<void> {
     throwIfAborted(signal);
     this.#checkOpen();
-    // One after the other: the second finds what came after the first.
-    while (this.#cleaning !== undefined) await this.#cleaning.catch(() => {}); // its own caller was told
-    this.#cleaning = this.#clean(signal).finally(() => {
-      this.#cleaning = undefined;
-    });
-    await this.#cleaning;
-  }
-
-  async #clean(signal: AbortSignal | undefined): Promise<void> {
-    const began = performance.now();
-    let directories = 0;
-    let bytes = 0;
-    for (const id of this.#register.abandoned()) {
-      const path = this.#register.directoryOf(id);
-      try {
-        const { usage } = await walkInTurns(path);
-        if (await this.#deleteDirectory(path, signal)) directories++;
-        this.#register.deleted(id);
-        bytes += usage.size;
-      } catch (error) {
-        if (ShaleError.is(error, "CANCELLED")) throw error;
-        // The others must not wait for it; the next cleanup tries again.
-        this.#options.onEvent?.({ kind: "trouble", what: `Cannot delete the directory of snapshot ${id}`, error });
-      }
-    }
-    this.#mounts.releaseIdle();
-    if (directories > 0) {
-      this.#options.onEvent?.({ kind: "removed", directories, bytes, durationMs: performance.now() - began });
-    }
-  }
-
-  async #deleteDirectory(path: string, signal: AbortSignal | undefined): Promise<boolean> {
-    const steps = removalSteps(path);
-    for (let count = 1; ; count++) {
-      const step = steps.next();
-      if (step.done === true) return step.value;
-      if (count % REMOVALS_A_TURN !== 0) continue;
-      await setImmediate();
-      throwIfAborted(signal);
-      this.#checkOpen();
-    }
+    await this.#cleaner.run(signal);
   }
 
   // --- for a differ
@@ -453,7 +383,7 @@ class StoreSnapshotter implements Snapshotter {
     await this.#anticipation.settled();
     await this.#converter.settled();
     await this.#syncer.settled();
-    while (this.#measuring.size > 0) await Promise.allSettled(this.#measuring.values());
+    await this.#committedUsage.settled();
   }
 
   async close(): Promise<void> {
@@ -462,8 +392,8 @@ class StoreSnapshotter implements Snapshotter {
     await this.#anticipation.close();
     await this.#converter.close();
     await this.#syncer.settled(); // so that the machine may go down now
-    while (this.#measuring.size > 0) await Promise.allSettled(this.#measuring.values());
-    await this.#cleaning?.catch(() => {}); // its own caller was told
+    await this.#committedUsage.settled();
+    await this.#cleaner.close();
     this.#register.close();
   }
 
