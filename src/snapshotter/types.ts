@@ -76,7 +76,8 @@ export interface RemoteLayers {
   /**
    * Has the layer that makes `chainId` out of its parent in the store, and calls `use` while `operation`'s lease keeps it.
    * Answers what `use` answered; undefined when this layer is not ours to fetch (no image reference in the labels, a media
-   * type that shale can't read): then containerd fetches it. Failures reject; CANCELLED by the signal.
+   * type that shale can't read) or could not be had (docs/adr/0017): then containerd fetches it. Rejects with what `use`
+   * throws, with RESOURCE_EXHAUSTED for a full disk, and with CANCELLED by the signal.
    */
   fetch<T>(request: RemoteRequest, use: (operation: StoreOperation, diffId: DiffId) => T): Promise<T | undefined>;
 }
