@@ -11,9 +11,9 @@
 import { join } from "node:path";
 import {
   acquireLock,
+  closeFile,
   crashPoint,
   createFile,
-  closeFile,
   datasync,
   ensureDirectory,
   findFile,
