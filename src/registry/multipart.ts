@@ -3,6 +3,7 @@
  * Content-Range which bytes it has; parts may come in any order, joined or cut, and with bytes that nobody asked for.
  */
 import { Failure, printable } from "./failure.ts";
+import { releaseChunk } from "./http.ts";
 
 export interface RangePart {
   /** Half-open, within the blob. */
@@ -33,7 +34,7 @@ export function parseContentRange(text: string | undefined, size: number): Range
 }
 
 /**
- * Reads the parts while their bytes arrive: `{ offset, bytes }` with views of the input. Failure where the body is not what
+ * Reads the parts while their bytes arrive: `{ offset, bytes }` with views of the input, which are good until the next one. Failure where the body is not what
  * its type says, or ends inside of a part. What follows the last boundary is not looked at.
  */
 export async function* readMultipart(
@@ -100,6 +101,7 @@ export async function* readMultipart(
       part = parseContentRange(header[1], size);
       if (part === undefined) throw bad(`a part has the range "${printable(header[1]!, 60)}" of ${size} bytes`);
     }
+    releaseChunk(chunk);
   }
   if (state === "data") {
     throw new Failure("UNAVAILABLE", host, `the body ended ${end - at} bytes before the end of a part`, {

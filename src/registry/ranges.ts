@@ -9,7 +9,7 @@ import type { Descriptor } from "../oci/index.ts";
 import type { RegistryEvent } from "./events.ts";
 import { explain, Failure, printable } from "./failure.ts";
 import type { Endpoint } from "./hosts.ts";
-import type { HttpResponse } from "./http.ts";
+import { type HttpResponse, releaseChunk } from "./http.ts";
 import { findBoundary, parseContentRange, readMultipart } from "./multipart.ts";
 import type { Requests } from "./requests.ts";
 import { Retries, type RetryPolicy } from "./retry.ts";
@@ -17,6 +17,7 @@ import { Retries, type RetryPolicy } from "./retry.ts";
 export interface RangePiece {
   /** Of `bytes` in the blob. */
   readonly offset: number;
+  /** Good until the next piece is asked for. */
   readonly bytes: Uint8Array;
 }
 
@@ -157,8 +158,10 @@ async function* readPart(response: HttpResponse, part: ByteRange): AsyncGenerato
     if (at + chunk.length > part.end) {
       throw new Failure("DATA_LOSS", response.url.host, `more than ${part.end - part.offset} bytes of a part arrived`);
     }
+    const { length } = chunk;
     yield { offset: at, bytes: chunk };
-    at += chunk.length;
+    releaseChunk(chunk);
+    at += length;
   }
   if (at < part.end) {
     throw new Failure(
@@ -185,8 +188,10 @@ async function* readWhole(
     if (at + chunk.length > size) {
       throw new Failure("DATA_LOSS", response.url.host, `more than ${size} bytes arrived`);
     }
+    const { length } = chunk;
     yield { offset: at, bytes: chunk };
-    at += chunk.length;
+    releaseChunk(chunk);
+    at += length;
     if (missing.isEmpty) return;
   }
   if (at < size) {

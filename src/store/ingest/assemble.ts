@@ -35,6 +35,9 @@ import { BUILD, FETCH, type LayerPlan, LayerPlanner, ZEROS } from "./toc-plan.ts
 
 /** Chunks up to this size, both ways, are decompressed at once; larger ones as a stream. */
 const AT_ONCE = READ_PIECE;
+/** What decompressZstdChunk() allocates behind a chunk, and buffers that Node may have cut from a larger one. */
+const CHUNK_ROOM = 64;
+const POOLED_BELOW = 16 * 1024;
 const ZERO_PIECE = Buffer.alloc(READ_PIECE);
 
 /** Bytes that are not what they should be; ends the attempt. */
@@ -227,6 +230,7 @@ class Assembly {
         if (source >= 0) writer.copied(bytes, this.#content.file(this.#plan.sources[source]!), offset);
         else if (whole) writer.content(bytes, digest);
         else writer.payload(bytes);
+        if (source === FETCH) release(bytes);
         continue;
       }
       const hasher = createHash("sha256");
@@ -402,6 +406,16 @@ class Assembly {
 function wrong(local: boolean, chunk: TocChunk | undefined, cause?: unknown): WrongBytes {
   const what = local ? "bytes in the store" : "the bytes that were fetched";
   return new WrongBytes(local, chunk, `${what} are not those that the TOC names`, cause);
+}
+
+/**
+ * Gives the memory of a decompressed chunk back at once: a garbage collector that is left to find tens of thousands of them
+ * lets memory grow by hundreds of MiB. Small ones share a buffer.
+ */
+function release(bytes: Uint8Array): void {
+  const { buffer } = bytes;
+  const isWhole = bytes.byteOffset === 0 && buffer.byteLength - bytes.byteLength <= CHUNK_ROOM;
+  if (isWhole && buffer.byteLength > POOLED_BELOW && buffer instanceof ArrayBuffer) buffer.transfer(0);
 }
 
 async function* readFilePieces(file: number, offset: number, length: number): AsyncGenerator<Uint8Array> {
