@@ -12,14 +12,14 @@ import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import { promisify } from "node:util";
 import { gunzipSync, zstdDecompressSync } from "node:zlib";
-import { openOciLayout } from "../src/archives/index.ts";
+import { OciLayoutWriter, openOciLayout } from "../src/archives/index.ts";
 import { ShaleError } from "../src/errors/index.ts";
 import { openToc, replay } from "../src/formats/toc/testing.ts";
 import { type ConvertOptions, type ConvertResult, convertImage } from "../src/images/convert.ts";
 import { loadImages } from "../src/images/load.ts";
 import { openOrigin } from "../src/images/origin.ts";
 import { pullImage } from "../src/images/pull.ts";
-import { type Descriptor, decodeManifest, parseReference } from "../src/oci/index.ts";
+import { type Descriptor, decodeManifest, MediaType, parseReference } from "../src/oci/index.ts";
 import { testClient } from "../src/registry/testing/fixtures.ts";
 import { startDockerRegistry } from "../src/registry/testing/docker-registry.ts";
 import { Store } from "../src/store/index.ts";
@@ -28,6 +28,7 @@ import {
   contentOf,
   layoutOrigin,
   type MadeImage,
+  makeImage,
   noise,
   sha256,
   tar,
@@ -288,6 +289,67 @@ describe("convertImage() to estargz", () => {
         assert.equal(found.trim(), layers[position]!.annotations["containerd.io/snapshot/stargz/toc.digest"]);
       }
     }));
+});
+
+/** An index of two platforms whose layers are different, as the tag "multi". */
+async function writeTwoPlatforms(directory: string): Promise<void> {
+  using writer = await OciLayoutWriter.open(directory);
+  const entries: object[] = [];
+  for (const architecture of ["amd64", "arm64"]) {
+    const made = makeImage(architecture, [tar({ arch: architecture })]);
+    const config = Buffer.from(made.config.bytes.toString().replace(/amd64/g, architecture));
+    const manifest = JSON.parse(made.manifest.bytes.toString());
+    Object.assign(manifest.config, await writer.writeBlob([config]));
+    for (const layer of made.layers) await writer.writeBlob([layer.blob]);
+    const stored = await writer.writeBlob([Buffer.from(JSON.stringify(manifest))]);
+    entries.push({ mediaType: MediaType.OCI_MANIFEST, ...stored, platform: { os: "linux", architecture } });
+  }
+  const index = { schemaVersion: 2, mediaType: MediaType.OCI_INDEX, manifests: entries, annotations: { kept: "yes" } };
+  const stored = await writer.writeBlob([Buffer.from(JSON.stringify(index))]);
+  writer.addImage({ ...stored, mediaType: MediaType.OCI_INDEX, annotations: {}, urls: [] }, { tag: "multi" });
+  writer.commit();
+}
+
+describe("convertImage() of several platforms", () => {
+  for (const to of ["zstd:chunked", "estargz"] as const) {
+    test(`writes an index of ${to} images, to a layout, an archive and a registry`, () =>
+      inWorld(async ({ store, path }) => {
+        await writeTwoPlatforms(path("source"));
+        const name = "docker.io/library/multi:1";
+        await pullImage(store, await layoutOrigin(path("source"), "multi"), { name, allPlatforms: true });
+        await using registry = await startDockerRegistry(path("registry"));
+        await using one = testClient();
+        const reference = parseReference(`${registry.host}/multi:1`);
+        const outputs: readonly ConvertOptions["output"][] = [
+          { kind: "layout", directory: path("out") },
+          { kind: "archive", path: path("multi.oci") },
+          { kind: "registry", reference, client: async () => one.client },
+        ];
+        const digests: string[] = [];
+        for (const output of outputs) {
+          const { digest, configs, layers } = await convertImage(store, name, { to, output });
+          assert.deepEqual([configs.length, layers.length], [2, 2]);
+          digests.push(digest);
+        }
+        digests.push((await one.client.resolve(reference)).descriptor.digest);
+        assert.equal(new Set(digests).size, 1);
+        const index = JSON.parse(blob(path("out"), digests[0]!).toString());
+        assert.deepEqual(index.annotations, { kept: "yes" });
+        assert.deepEqual(
+          index.manifests.map((entry: { platform: { architecture: string } }) => entry.platform.architecture),
+          ["amd64", "arm64"],
+        );
+        await skopeo(
+          "copy",
+          "--all",
+          "--src-tls-verify=false",
+          `docker://${registry.host}/multi:1`,
+          `oci:${path("copy")}:1`,
+        );
+        const single = await convertImage(store, name, { to, output: outputs[0]!, platform: "linux/arm64" });
+        assert.equal(single.digest, index.manifests[1].digest);
+      }));
+  }
 });
 
 describe("convertImage()", () => {
