@@ -263,8 +263,8 @@ describe("readMultipart()", () => {
 async function* cut(bytes: Uint8Array, places: readonly number[]): AsyncGenerator<Uint8Array> {
   let at = 0;
   for (const place of [...places].sort(byValue)) {
-    if (place > at) yield bytes.subarray(at, place);
+    if (place > at) yield Buffer.from(bytes.subarray(at, place)); // the reader may give its memory back
     at = Math.max(at, Math.min(place, bytes.length));
   }
-  yield bytes.subarray(at);
+  yield Buffer.from(bytes.subarray(at));
 }
