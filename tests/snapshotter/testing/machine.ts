@@ -238,7 +238,9 @@ root = "${join(this.directory, "containerd")}"
 
   /** Pulls and unpacks into `snapshotter`; by the transfer service where there is one. */
   async pull(name: string, snapshotter = "shale"): Promise<void> {
-    await this.mustCtr("images", "pull", "--plain-http", "--snapshotter", snapshotter, this.reference(name));
+    const user = this.guarded ? ["--user", `${USER}:${PASSWORD}`] : [];
+    const words = ["images", "pull", "--plain-http", ...user, "--snapshotter", snapshotter];
+    await this.mustCtr(...words, this.reference(name));
   }
 
   /** Runs a command in a new container, as root, to its end; its output. */
