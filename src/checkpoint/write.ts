@@ -4,15 +4,15 @@
  * Guarantees: one pass after planning, to a pipe as well; members and meaning are podman's. A file appears under its name
  * complete, durable and with mode 0600, or not at all. A source that changes meanwhile fails the archive with ABORTED. Data
  * moves by reflink, inside the kernel or through this process, in this order of preference, file by file. Never follows a
- * symlink of a source; memory does not grow with the data, nor beyond 65,536 entries of a tree.
+ * symlink of a source; memory does not grow with the data, nor beyond 40,000 entries of a tree.
  */
 import { dirname } from "node:path";
 import { displayBytes, fromUtf8 } from "../bytes/index.ts";
 import { ShaleError } from "../errors/index.ts";
-import { createNewFile, fileSystemStatus, findFile } from "../sys/index.ts";
+import { createNewFile, fileSystemStatus, findFile, writeAt } from "../sys/index.ts";
 import { type CheckpointArchive, MEMBER, type Section } from "./archive/index.ts";
 import { FrameCompressor, type OutputCompression } from "./layout/compress.ts";
-import { type ArchiveOutput, FileOutput, type MovedTotals, StreamOutput } from "./layout/output.ts";
+import { type ArchiveOutput, FileOutput, type MovedTotals, pieceSink, StreamOutput } from "./layout/output.ts";
 import {
   type Alignment,
   document,
@@ -101,7 +101,6 @@ export async function writeMembers(
     file.publish();
     return { archive, written: archive.size, moved: to.moved };
   }
-  const { writeAt } = await import("../sys/index.ts");
   let at = 0;
   const append = async (bytes: Uint8Array) => {
     signal?.throwIfAborted();
@@ -124,12 +123,12 @@ async function toSink<T>(
     written += bytes.length;
   };
   if (compression === "none") {
-    const to = new StreamOutput(counted);
+    const to = new StreamOutput(pieceSink(counted));
     return { archive: await write(to), written, moved: to.moved };
   }
   const compressor = new FrameCompressor(compression, counted);
   try {
-    const to = new StreamOutput((bytes) => compressor.write(bytes));
+    const to = new StreamOutput(compressor);
     const archive = await write(to);
     await compressor.end();
     return { archive, written, moved: to.moved };

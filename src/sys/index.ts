@@ -23,7 +23,6 @@ export {
   recordDatabaseCommit,
   recordEffects,
 } from "./effects.ts";
-export * from "./fifo.ts";
 export * from "./file-source.ts";
 export * from "./files.ts";
 export * from "./filter.ts";
@@ -34,6 +33,7 @@ export * from "./loop.ts";
 export * from "./mount-info.ts";
 export * from "./mounts.ts";
 export * from "./new-file.ts";
+export * from "./null-device.ts";
 export * from "./process.ts";
 export * from "./remove-tree.ts";
 export * from "./rights.ts";

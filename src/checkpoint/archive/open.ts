@@ -15,7 +15,7 @@ import { SeekableInput } from "./seekable-input.ts";
 
 export interface OpenOptions {
   readonly signal?: AbortSignal;
-  /** Bytes of a compressed archive, decompressed; 16 TiB unless given. RESOURCE_EXHAUSTED beyond. */
+  /** Bytes of a compressed archive, decompressed; 1 TiB unless given. RESOURCE_EXHAUSTED beyond. */
   readonly maximumSize?: number;
 }
 
@@ -47,7 +47,7 @@ export interface CheckpointArchive extends AsyncDisposable {
   close(): Promise<void>;
 }
 
-const DEFAULT_MAXIMUM = 16 * 1024 ** 4;
+const DEFAULT_MAXIMUM = 1024 ** 4;
 const PIECE = 1024 * 1024;
 
 /**

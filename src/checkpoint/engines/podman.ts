@@ -2,12 +2,12 @@
  * podman: it checkpoints by CRIU, and is kept from what costs time: its own export of the root file system, of volumes, and the
  * copy of CRIU's images.
  *
- * podman writes config.dump, which its restore needs whole, only when it exports. So it exports into a pipe that is read to
- * nothing, without root file system and volumes; the originals are in the container's bundle, where --keep leaves them.
+ * podman writes config.dump, which its restore needs whole, only when it exports. So it exports to nowhere, a null device of its
+ * own (podman changes the mode of what it writes), without root file system and volumes; the originals are in the container's bundle, where --keep leaves them.
  */
 import { join } from "node:path";
 import { ShaleError } from "../../errors/index.ts";
-import { drainFifo, findFile } from "../../sys/index.ts";
+import { findFile, withNullDevice } from "../../sys/index.ts";
 import { ask, type FindContainer, isObject, type Json, parseAnswer, textOf } from "./engine.ts";
 
 export const findPodmanContainer: FindContainer = async (name, { program, signal }) => {
@@ -34,16 +34,11 @@ export const findPodmanContainer: FindContainer = async (name, { program, signal
     lower: data.LowerDir.split(":"),
     volumes: volumesOf(container),
     async checkpoint(workspace) {
-      const pipe = join(workspace, "export");
-      const runtime = runtimeOf(container);
-      const flags = ["--keep", "--ignore-rootfs", "--ignore-volumes", "--compress=none", "--export", pipe];
-      await drainFifo(pipe, (stop) =>
-        ask(
-          `checkpoint ${name}`,
-          program,
-          [...runtime, "container", "checkpoint", ...flags, "--", id],
-          signal === undefined ? stop : AbortSignal.any([signal, stop]),
-        ),
+      const nowhere = join(workspace, "export");
+      const flags = ["--keep", "--ignore-rootfs", "--ignore-volumes", "--compress=none", "--export", nowhere];
+      const argv = [...runtimeOf(container), "container", "checkpoint", ...flags, "--", id];
+      await withNullDevice(nowhere, (stop) =>
+        ask(`checkpoint ${name}`, program, argv, signal === undefined ? stop : AbortSignal.any([signal, stop])),
       );
       if (findFile(join(bundle, "config.dump")) === undefined) {
         throw new ShaleError("INTERNAL", `Cannot find what podman wrote: ${bundle} has no config.dump`);

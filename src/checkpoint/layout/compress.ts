@@ -6,10 +6,11 @@ import { availableParallelism } from "node:os";
 import { promisify } from "node:util";
 import { gzip } from "node:zlib";
 import { compressSeekableFrame, encodeSeekableIndex } from "../../formats/compression/index.ts";
+import type { PieceSink } from "./output.ts";
 
 export type OutputCompression = "none" | "gzip" | "zstd";
 
-/** What one frame holds: as much as level 3 of zstd looks back. A multiple of what comes in at a time. */
+/** What one frame holds: as much as level 3 of zstd looks back. */
 const FRAME = 2 * 1024 * 1024;
 const ZSTD_LEVEL = 3;
 /** Not the 6 of gzip(1): a third of the time for a tenth more bytes. */
@@ -35,30 +36,36 @@ export async function* compressPieces(
   }
 }
 
-/** Takes pieces that stay as they are; `sink` gets compressed bytes in order. */
-export class FrameCompressor {
+/** A sink of frames; `sink` gets compressed bytes in order. Its buffers go round: a handful of them, whatever the size. */
+export class FrameCompressor implements PieceSink {
   readonly #compression: "gzip" | "zstd";
   readonly #sink: (bytes: Uint8Array) => Promise<void>;
   readonly #parallel = Math.min(4, availableParallelism()); // 4: threads of the pool
-  readonly #running: { readonly size: number; readonly bytes: Promise<Uint8Array> }[] = [];
+  readonly #running: { readonly content: Uint8Array; readonly bytes: Promise<Uint8Array> }[] = [];
+  readonly #free: Buffer[] = [];
   readonly #frames: { compressedSize: number; size: number }[] = [];
-  #parts: Uint8Array[] = [];
-  #length = 0;
 
   constructor(compression: "gzip" | "zstd", sink: (bytes: Uint8Array) => Promise<void>) {
     this.#compression = compression;
     this.#sink = sink;
   }
 
-  async write(bytes: Uint8Array): Promise<void> {
-    this.#parts.push(bytes);
-    this.#length += bytes.length;
-    if (this.#length >= FRAME) await this.#startFrame();
+  take(): Buffer {
+    return this.#free.pop() ?? Buffer.allocUnsafeSlow(FRAME);
+  }
+
+  async write(content: Uint8Array): Promise<void> {
+    const bytes: Promise<Uint8Array> =
+      this.#compression === "zstd"
+        ? compressSeekableFrame(content, ZSTD_LEVEL)
+        : deflate(content, { level: GZIP_LEVEL, chunkSize: content.length + 64 * 1024 });
+    bytes.catch(() => undefined); // thrown where it is waited for
+    this.#running.push({ content, bytes });
+    if (this.#running.length > this.#parallel) await this.#finishFrame();
   }
 
   /** Everything has been given to the sink afterwards. */
   async end(): Promise<void> {
-    if (this.#length > 0) await this.#startFrame();
     while (this.#running.length > 0) await this.#finishFrame();
     if (this.#compression === "zstd") await this.#sink(encodeSeekableIndex(this.#frames));
   }
@@ -68,24 +75,12 @@ export class FrameCompressor {
     await Promise.allSettled(this.#running.map(({ bytes }) => bytes));
   }
 
-  async #startFrame(): Promise<void> {
-    const content = this.#parts.length === 1 ? this.#parts[0]! : Buffer.concat(this.#parts);
-    this.#parts = [];
-    this.#length = 0;
-    const bytes: Promise<Uint8Array> =
-      this.#compression === "zstd"
-        ? compressSeekableFrame(content, ZSTD_LEVEL)
-        : deflate(content, { level: GZIP_LEVEL });
-    bytes.catch(() => undefined); // thrown where it is waited for
-    this.#running.push({ size: content.length, bytes });
-    if (this.#running.length > this.#parallel) await this.#finishFrame();
-  }
-
   async #finishFrame(): Promise<void> {
-    const { size, bytes } = this.#running[0]!;
+    const { content, bytes } = this.#running[0]!;
     const compressed = await bytes;
     this.#running.shift();
-    this.#frames.push({ compressedSize: compressed.length, size });
+    if (content.length === FRAME) this.#free.push(Buffer.from(content.buffer, content.byteOffset, FRAME));
+    this.#frames.push({ compressedSize: compressed.length, size: content.length });
     await this.#sink(compressed);
   }
 }

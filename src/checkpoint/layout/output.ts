@@ -1,6 +1,6 @@
 /** Where an archive goes: a file, into which data moves inside the kernel, or a stream. */
 import { ShaleError } from "../../errors/index.ts";
-import { dataRanges, moveRange, readAt, truncate, writeAt } from "../../sys/index.ts";
+import { dataRanges, moveRange, readAt, startWriteback, truncate, writeAt } from "../../sys/index.ts";
 import { DATA_FROM } from "../archive/index.ts";
 import type { OpenContent } from "../sources/entry.ts";
 
@@ -103,21 +103,36 @@ export class FileOutput implements ArchiveOutput {
   #flush(): void {
     if (this.#buffered === 0) return;
     writeAt(this.#fd, this.#buffer.subarray(0, this.#buffered), this.#written);
+    startWriteback(this.#fd, this.#written, this.#buffered); // the sync at the end has less to wait for
     this.#written += this.#buffered;
     this.#buffered = 0;
   }
 }
 
-/** A stream: a pipe, or a compressor. `sink` takes pieces one after another, and owns each until it settles. */
+/** Where a stream goes, piece by piece. */
+export interface PieceSink {
+  /** An empty buffer to fill; all have the same length. */
+  take(): Buffer;
+  /** Takes a filled buffer, all but the last one full; it belongs to the sink from then on. */
+  write(bytes: Uint8Array): Promise<void>;
+}
+
+/** A pipe: pieces of 1 MiB, which the reader may keep. */
+export function pieceSink(write: (bytes: Uint8Array) => Promise<void>): PieceSink {
+  return { take: () => Buffer.allocUnsafeSlow(PIECE), write };
+}
+
+/** A stream: a pipe, or a compressor. */
 export class StreamOutput implements ArchiveOutput {
   readonly moved: MovedTotals = { cloned: 0, copied: 0, written: 0 };
-  readonly #sink: (bytes: Uint8Array) => Promise<void>;
-  #buffer = Buffer.allocUnsafeSlow(PIECE);
+  readonly #sink: PieceSink;
+  #buffer: Buffer;
   #buffered = 0;
   #position = 0;
 
-  constructor(sink: (bytes: Uint8Array) => Promise<void>) {
+  constructor(sink: PieceSink) {
     this.#sink = sink;
+    this.#buffer = sink.take();
   }
 
   get position(): number {
@@ -126,7 +141,7 @@ export class StreamOutput implements ArchiveOutput {
 
   write(bytes: Uint8Array): void | Promise<void> {
     this.#position += bytes.length;
-    if (bytes.length < PIECE - this.#buffered) {
+    if (bytes.length < this.#buffer.length - this.#buffered) {
       this.#buffer.set(bytes, this.#buffered);
       this.#buffered += bytes.length;
       return;
@@ -144,33 +159,35 @@ export class StreamOutput implements ArchiveOutput {
   }
 
   async finish(): Promise<void> {
-    await this.#flush();
+    if (this.#buffered === 0) return;
+    const last = this.#buffer.subarray(0, this.#buffered);
+    this.#buffered = 0;
+    await this.#sink.write(last);
   }
 
   async #writeThrough(bytes: Uint8Array): Promise<void> {
     for (let at = 0; at < bytes.length; ) {
-      const step = Math.min(PIECE - this.#buffered, bytes.length - at);
+      const step = Math.min(this.#buffer.length - this.#buffered, bytes.length - at);
       this.#buffer.set(bytes.subarray(at, at + step), this.#buffered);
       this.#buffered += step;
       at += step;
-      if (this.#buffered === PIECE) await this.#flush();
+      if (this.#buffered < this.#buffer.length) continue;
+      await this.#sink.write(this.#buffer);
+      this.#buffer = this.#sink.take();
+      this.#buffered = 0;
     }
-  }
-
-  async #flush(): Promise<void> {
-    if (this.#buffered === 0) return;
-    const full = this.#buffer.subarray(0, this.#buffered);
-    this.#buffer = Buffer.allocUnsafeSlow(PIECE); // the sink may keep what it is given
-    this.#buffered = 0;
-    await this.#sink(full);
   }
 }
 
 const ZEROS = new Uint8Array(PIECE);
 
-/** A file's bytes; those of holes are not read. A piece is valid until the next is asked for. */
+/** Archives are written one file after the other: one buffer does for all. */
+let readBuffer: Buffer | undefined;
+
+/** A file's bytes; those of holes are not read. A piece is valid until the next one, of any file, is asked for. */
 function* pieces({ fd, offset, sparse }: OpenContent, size: number): Generator<Uint8Array, void, undefined> {
-  const buffer = Buffer.allocUnsafeSlow(Math.min(PIECE, size));
+  readBuffer ??= Buffer.allocUnsafeSlow(PIECE);
+  const buffer = readBuffer;
   let at = 0;
   for (const range of sparse ? dataRanges(fd, offset, size) : [{ offset, length: size }]) {
     yield* zeros(range.offset - offset - at);

@@ -10,7 +10,7 @@ import { LowerLayers } from "../sources/lower.ts";
 import { Tree, treeSource } from "../sources/tree.ts";
 import { UpperSource } from "../sources/upper.ts";
 import { noise } from "../testing/samples.ts";
-import { FileOutput, StreamOutput } from "./output.ts";
+import { FileOutput, pieceSink, StreamOutput } from "./output.ts";
 import { document, measure, type PlannedMember } from "./plan.ts";
 import { writeArchive } from "./writer.ts";
 
@@ -25,7 +25,7 @@ async function plan(tree: Tree): Promise<PlannedMember[]> {
 
 async function write(members: readonly PlannedMember[], directory: string, toFile: boolean): Promise<number> {
   using file = createNewFile(join(directory, "archive"));
-  const output = toFile ? new FileOutput(file.fd, 4096) : new StreamOutput(() => Promise.resolve());
+  const output = toFile ? new FileOutput(file.fd, 4096) : new StreamOutput(pieceSink(() => Promise.resolve()));
   const settings = { alignment: ALIGNMENT, digestData: false, inKernel: toFile };
   return (await writeArchive(members, { writer: "test", opaque: [] }, output, settings)).size;
 }

@@ -155,16 +155,21 @@ class Writer {
       open.verify();
       if (!see) this.#digester.skipped(section);
     };
+    /** A file that became shorter fails in its own way; that it was changed is the reason. */
+    const failed = (error: unknown): never => {
+      open.verify();
+      throw error;
+    };
     let moving: void | Promise<void>;
     try {
       const seen = see ? (bytes: Uint8Array) => this.#digester.content(section, header, bytes) : undefined;
       moving = this.#output.add(open, header.size, seen);
       if (moving === undefined) done();
     } catch (error) {
-      open[Symbol.dispose]();
-      throw error;
+      using _ = open;
+      return failed(error);
     }
-    if (moving !== undefined) return moving.then(done).finally(() => open[Symbol.dispose]());
+    if (moving !== undefined) return moving.then(done, failed).finally(() => open[Symbol.dispose]());
     open[Symbol.dispose]();
     return undefined;
   }

@@ -46,7 +46,9 @@ export class Staging implements Disposable {
     }
     const parent = findFile(dirname(target));
     if (parent === undefined) {
-      throw new ShaleError("NOT_FOUND", `Cannot restore ${what} to ${target}: ${dirname(target)} does not exist`);
+      throw new ShaleError("NOT_FOUND", `Cannot restore ${what} to ${target}: ${dirname(target)} does not exist`, {
+        hint: "Make that directory first, on the file system that the restored files are to be on",
+      });
     }
     if (there !== undefined && there.dev !== parent.dev) {
       throw new ShaleError(

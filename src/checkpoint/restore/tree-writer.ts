@@ -234,6 +234,7 @@ export class TreeWriter implements Disposable {
   async #fillRange(fd: number, at: number, length: number, size: number, content: Content): Promise<number> {
     const { inKernel, signal } = this.#options;
     const place = inKernel && size >= DATA_FROM ? content.place() : undefined;
+    let end = 0;
     if (place !== undefined) {
       for (let done = 0; done < length; ) {
         signal?.throwIfAborted();
@@ -242,11 +243,12 @@ export class TreeWriter implements Disposable {
         const moved = moveRange(place.fd, place.offset + done, fd, at + done, part, options);
         this.totals.cloned += moved.cloned;
         done += part;
+        // Less than all of it: the end may be a hole, and nothing has set the size.
+        end = moved.cloned + moved.copied + moved.written === part ? at + done : 0;
       }
       await content.skip(length);
-      return 0; // the end may be a hole
+      return end;
     }
-    let end = 0;
     for (let done = 0; done < length; ) {
       signal?.throwIfAborted();
       const piece = await content.read(length - done);

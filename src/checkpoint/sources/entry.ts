@@ -14,7 +14,6 @@ export interface SourceEntry {
 export type SourceContent = Uint8Array | FileContent;
 
 export interface FileContent {
-  /** Opens the file; ABORTED when it is not any more what it was when the entry was made. */
   open(): OpenContent;
 }
 
@@ -23,7 +22,7 @@ export interface OpenContent extends Disposable {
   readonly offset: number;
   /** Whether the file may have holes. */
   readonly sparse: boolean;
-  /** Throws ABORTED when the file was changed since it was opened. Called after its bytes were taken. */
+  /** Throws ABORTED when the file is not what it was when the entry was made. Called after its bytes were taken. */
   verify(): void;
 }
 
@@ -44,12 +43,6 @@ export function openUnchanged(fd: number, expected: Statx, path: ByteString): Op
     if (!same) throw changed(path);
   };
   const close = () => closeFile(fd);
-  try {
-    verify();
-  } catch (error) {
-    close();
-    throw error;
-  }
   return { fd, offset: 0, sparse: expected.allocated < expected.size, verify, [Symbol.dispose]: close };
 }
 
@@ -59,10 +52,11 @@ export function changed(path: ByteString): ShaleError {
   });
 }
 
-const KEPT = 65_536;
+/** At some 600 bytes each. */
+const KEPT = 40_000;
 
 /**
- * Remembers the entries of the first pass, so that the second costs nothing; of a source with more than 65,536 entries
+ * Remembers the entries of the first pass, so that the second costs nothing; of a source with more than 40,000 entries
  * none, so that memory stays bounded: it is gone through again.
  */
 export function remember(source: EntrySource): EntrySource {

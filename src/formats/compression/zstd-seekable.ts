@@ -37,6 +37,8 @@ export interface SeekableFrame {
 /** One frame of `bytes` (at most SEEKABLE_FRAME_MAX), on the thread pool. Equal bytes give equal frames. */
 export async function compressSeekableFrame(bytes: Uint8Array, level: number): Promise<Uint8Array> {
   return await compress(bytes, {
+    // One buffer for the whole frame: the default of 16 KiB makes a hundred, and joins them.
+    chunkSize: bytes.length + Math.ceil(bytes.length / 128) + 1024,
     params: {
       [constants.ZSTD_c_compressionLevel]: level,
       [constants.ZSTD_c_checksumFlag]: 1,
@@ -49,7 +51,8 @@ export async function compressSeekableFrame(bytes: Uint8Array, level: number): P
 export async function decompressSeekableFrame(bytes: Uint8Array, frame: SeekableFrame): Promise<Uint8Array> {
   let content: Uint8Array;
   try {
-    content = await decompress(bytes, { maxOutputLength: Math.max(1, frame.size) });
+    const size = Math.max(64, frame.size);
+    content = await decompress(bytes, { chunkSize: size, maxOutputLength: size });
   } catch (cause) {
     throw new FormatError("zstd stream", "frame", "the frame that begins here can't be decompressed", {
       offset: frame.compressedOffset,
