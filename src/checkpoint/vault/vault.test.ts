@@ -203,7 +203,10 @@ describe("SIGKILL", () => {
         .split("\n")
         .map((line) => line.split("\t")[0]!);
       const counts = Map.groupBy(names, (name) => name);
-      const points = [...counts].flatMap(([name, all]) => [`${name}#1`, `${name}#${all.length}`]);
+      // the last one too of those that the second import passes in another state than the first
+      const points = [...counts].flatMap(([name, all]) => {
+        return name.startsWith("commit:") ? [`${name}#1`, `${name}#${all.length}`] : [`${name}#1`];
+      });
       assert.ok(points.includes("commit:recorded#1") && points.length > 20, points.join(" "));
       let killed = 0;
       await mapConcurrent([...new Set(points)], 2, async (point, number) => {

@@ -82,7 +82,6 @@ async function ingest(
   signal: AbortSignal,
 ): Promise<IngestResult> {
   const algorithm = job.digest?.slice(0, job.digest.indexOf(":")) ?? "sha256";
-  const compressedHash = createHash(algorithm);
   const tarHash = createHash("sha256");
   let size = 0;
   let tarSize = 0;
@@ -107,10 +106,13 @@ async function ingest(
   const first = await feed.next();
   const head = first.done === true ? new Uint8Array(0) : first.value;
   const compression = detectCompression(head);
+  // what is fed is the tar: one hash tells both, and hashing is most of the work of a large archive
+  const isPlain = compression === "none" && algorithm === "sha256";
+  const feedHash = isPlain ? tarHash : createHash(algorithm);
   async function* counted(): AsyncGenerator<Uint8Array> {
     for (let next = first; next.done !== true; next = await feed.next()) {
       stopIfAsked();
-      compressedHash.update(next.value);
+      if (!isPlain) feedHash.update(next.value);
       size += next.value.length;
       Atomics.store(control, CONTROL_CONSUMED, BigInt(size));
       yield next.value;
@@ -131,18 +133,17 @@ async function ingest(
   } catch (error) {
     // A broken transfer looks like a broken format. Which of the two it is, the digest of all bytes tells.
     if (ShaleError.is(error, "INVALID_ARGUMENT") && job.digest !== undefined) {
-      for (let next = await feed.next(); next.done !== true; next = await feed.next())
-        compressedHash.update(next.value);
-      checkDigest(job.digest, `${algorithm}:${compressedHash.digest("hex")}`, error);
+      for (let next = await feed.next(); next.done !== true; next = await feed.next()) feedHash.update(next.value);
+      checkDigest(job.digest, `${algorithm}:${feedHash.digest("hex")}`, error);
     }
     throw error;
   } finally {
     await feed.return(undefined);
   }
 
-  const digest = `${algorithm}:${compressedHash.digest("hex")}`;
-  if (job.digest !== undefined) checkDigest(job.digest, digest, undefined);
   const diffId = `sha256:${tarHash.digest("hex")}`;
+  const digest = isPlain ? diffId : `${algorithm}:${feedHash.digest("hex")}`;
+  if (job.digest !== undefined) checkDigest(job.digest, digest, undefined);
   if (job.diffId !== undefined && job.diffId !== diffId) {
     throw new ShaleError(
       "DATA_LOSS",
