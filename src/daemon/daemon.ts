@@ -80,8 +80,10 @@ export class Daemon implements AsyncDisposable {
       disk: () => fileSystemStatus(config.root),
       running: () => server!.running,
     });
+    let exporter: Exporter | undefined;
     const collector = new Collector(config.root, (result, error) => {
       metrics.onCollected(result);
+      exporter?.forget();
       if (result === undefined) log.error(describeError(error));
       else if (result.items > 0) {
         log.info("Collected garbage", { items: result.items, freed: result.freed, ms: Math.round(result.durationMs) });
@@ -119,12 +121,12 @@ export class Daemon implements AsyncDisposable {
         },
       }),
     );
-    const exporter = new Exporter(config, {
+    exporter = new Exporter(config, {
       ...{ root: config.root, snapshotter },
       onExported: (disks, bytes, ms) => log.info("Made disks", { disks, bytes, ms: Math.round(ms) }),
       onProblem: (error) => log.error(describeError(error)),
     });
-    stack.defer(() => exporter.close());
+    stack.defer(() => exporter?.close());
     const health = new Health([SNAPSHOTS_SERVICE, DIFF_SERVICE]);
     const observe = (record: CallRecord) => {
       metrics.onCall(record);

@@ -24,7 +24,7 @@ export class Exporter {
   readonly #policy: ExportPolicy;
   readonly #options: ExporterOptions;
   readonly #waiting: (readonly DiffId[])[] = [];
-  /** Chains that were made, or are about to be: two hundred bytes a layer of an image. */
+  /** Chains that were made since the last collection, or are about to be, so that a container costs no thread. */
   readonly #known = new Set<string>();
   #running: Promise<void> | undefined;
   #closed = false;
@@ -47,6 +47,11 @@ export class Exporter {
   /** A container's snapshot, or a view, stands on `parent`. */
   onUse(parent: string): void {
     if (this.#policy.mode !== "off" && parent !== "") this.#want(parent);
+  }
+
+  /** Garbage was collected, perhaps disks with it: what is used from now on is looked for again. */
+  forget(): void {
+    this.#known.clear();
   }
 
   /** Resolves when nothing is under way; nothing begins afterwards. */
