@@ -15,11 +15,11 @@ import { mapConcurrent } from "../../src/async/index.ts";
 import { noise } from "../../src/store/testing/fixtures.ts";
 import { assertEmpty } from "./testing/empty.ts";
 import { type Pushed, push, pushChain } from "./testing/images.ts";
-import { Machine, mountsBelow, tools, type Way } from "./testing/machine.ts";
+import { Machine, mountsBelow, type Way, ensureTools, needsRoot } from "./testing/machine.ts";
 import { run, until } from "./testing/processes.ts";
 import { Witness } from "./testing/witness.ts";
 
-before(tools);
+before(ensureTools);
 
 const FULL = process.env.SHALE_CHAOS_FULL === "1";
 
@@ -97,7 +97,7 @@ const WAYS: readonly Way[] = ["remote", "differ", "plain"];
 const covered = new Set<string>();
 
 for (const way of WAYS) {
-  test(`kill -9 of the daemon at each point of a pull by ${way}, a run and a removal`, async (t) => {
+  test(`kill -9 of the daemon at each point of a pull by ${way}, a run and a removal`, needsRoot, async (t) => {
     await using machine = await Machine.start({ generation: "2.1", way });
     const [, app, changed] = await pushChain(machine);
     await machine.pull(app.name);
@@ -163,145 +163,154 @@ async function endOf(machine: Machine): Promise<unknown> {
   return await Promise.race([machine.daemon.ended, sleep(5_000, "running")]);
 }
 
-test("containerd killed, registry away, clock jumping, many pulls at once, images removed while they come", async (t) => {
-  const faketime = globSync("/usr/lib/*/faketime/libfaketimeMT.so.1")[0];
-  assert.ok(faketime, "libfaketime is missing");
-  await using machine = await Machine.start({ generation: "2.1", way: "remote" });
-  const [base, app, changed] = await pushChain(machine);
-  await machine.pull(app.name);
-  const witness = await Witness.start(machine, app.name);
+test(
+  "containerd killed, registry away, clock jumping, many pulls at once, images removed while they come",
+  needsRoot,
+  async (t) => {
+    const faketime = globSync("/usr/lib/*/faketime/libfaketimeMT.so.1")[0];
+    assert.ok(faketime, "libfaketime is missing");
+    await using machine = await Machine.start({ generation: "2.1", way: "remote" });
+    const [base, app, changed] = await pushChain(machine);
+    await machine.pull(app.name);
+    const witness = await Witness.start(machine, app.name);
 
-  await t.test("kill -9 of containerd in the middle of a pull and with containers", async () => {
-    const pulling = machine.pull(changed.name).catch((error: unknown) => error);
-    await machine.stopContainerd("KILL");
-    await pulling;
-    await machine.startContainerd();
-    await witness.assertWell();
-    await undo(machine, changed.name);
-    await work(machine, changed);
-  });
-
-  await t.test("kill -9 of both, the daemon started last", async () => {
-    await machine.stopContainerd("KILL");
-    await machine.stopDaemon("SIGKILL");
-    await machine.startContainerd();
-    assert.notEqual((await machine.ctr("snapshots", "--snapshotter", "shale", "ls")).code, undefined);
-    await machine.startDaemon({});
-    await until(async () => (await machine.ctr("images", "check", "--snapshotter", "shale")).code === 0);
-    await witness.assertWell();
-    await work(machine, changed);
-  });
-
-  await t.test("registry down while the daemon starts: what is there runs, what is not comes later", async () => {
-    await machine.registry.stop();
-    await machine.stopDaemon();
-    await machine.startDaemon({});
-    await machine.runContainer(app.name, "without", ["sh", "-ec", "[ -d /kinds/dirs/42 ]"]);
-    await assert.rejects(machine.pull(changed.name), /connection refused/);
-    await machine.registry.start();
-    await work(machine, changed);
-    await witness.assertWell();
-  });
-
-  await t.test("the daemon's clock jumps two days back and forth", async () => {
-    const clock = join(machine.directory, "clock");
-    const jump = (by: string) => writeFileSync(clock, by);
-    jump("+0");
-    await machine.stopDaemon();
-    const fake = {
-      LD_PRELOAD: faketime,
-      FAKETIME_TIMESTAMP_FILE: clock,
-      FAKETIME_NO_CACHE: "1",
-      FAKETIME_DONT_FAKE_MONOTONIC: "1",
-    };
-    await machine.startDaemon(fake);
-    for (const by of ["-2d", "+2d", "+0"]) {
-      jump(by);
+    await t.test("kill -9 of containerd in the middle of a pull and with containers", async () => {
+      const pulling = machine.pull(changed.name).catch((error: unknown) => error);
+      await machine.stopContainerd("KILL");
+      await pulling;
+      await machine.startContainerd();
+      await witness.assertWell();
+      await undo(machine, changed.name);
       await work(machine, changed);
-    }
-    jump("-2d");
-    await machine.stopDaemon("SIGKILL");
-    await machine.startDaemon({});
-    await work(machine, changed);
-    await witness.assertWell();
-    rmSync(clock);
-  });
+    });
 
-  await t.test("50 pulls at once, of the same image and of different ones", async () => {
-    const [first] = base.image.layers;
-    const others = await mapConcurrent(
-      Array.from({ length: 25 }, (_, i) => i),
-      4,
-      (i) =>
-        push(machine, `test/many-${i}:v1`, [
-          first!.tar,
-          { [`file-${i}`]: noise(300_000, i) },
-          { shared: noise(100_000, "x") },
-        ]),
-    );
-    const pulls = [...others, ...others.map(() => changed)];
-    await Promise.all(pulls.map(({ name }) => machine.pull(name)));
-    for (const { name } of others.slice(0, 3)) await machine.runContainer(name, `c${counter++}`, ["ls", "/shared"]);
-    await machine.runContainer(changed.name, `c${counter++}`, ["ls", "/kinds/opaque/new"]);
-    await witness.assertWell();
-    for (const { name } of pulls.slice(0, 26)) await machine.mustCtr("images", "rm", machine.reference(name));
-    await machine.collect();
-  });
+    await t.test("kill -9 of both, the daemon started last", async () => {
+      await machine.stopContainerd("KILL");
+      await machine.stopDaemon("SIGKILL");
+      await machine.startContainerd();
+      const away = await machine.ctr("snapshots", "--snapshotter", "shale", "ls");
+      assert.notEqual(away.code, 0, "containerd answers for a daemon that is away");
+      await machine.startDaemon({});
+      await until(async () => (await machine.ctr("images", "check", "--snapshotter", "shale")).code === 0);
+      await witness.assertWell();
+      await work(machine, changed);
+    });
 
-  await t.test("an image is removed again and again while it is pulled", async () => {
-    let pulling = true;
-    const removing = (async () => {
-      while (pulling) {
-        await machine.ctr("images", "rm", "--sync", machine.reference(changed.name));
-        await machine.shale("gc");
+    await t.test("registry down while the daemon starts: what is there runs, what is not comes later", async () => {
+      await machine.registry.stop();
+      await machine.stopDaemon();
+      await machine.startDaemon({});
+      await machine.runContainer(app.name, "without", ["sh", "-ec", "[ -d /kinds/dirs/42 ]"]);
+      await assert.rejects(machine.pull(changed.name), /connection refused/);
+      await machine.registry.start();
+      await work(machine, changed);
+      await witness.assertWell();
+    });
+
+    await t.test("the daemon's clock jumps two days back and forth", async () => {
+      const clock = join(machine.directory, "clock");
+      const jump = (by: string) => writeFileSync(clock, by);
+      jump("+0");
+      await machine.stopDaemon();
+      const fake = {
+        LD_PRELOAD: faketime,
+        FAKETIME_TIMESTAMP_FILE: clock,
+        FAKETIME_NO_CACHE: "1",
+        FAKETIME_DONT_FAKE_MONOTONIC: "1",
+      };
+      await machine.startDaemon(fake);
+      for (const by of ["-2d", "+2d", "+0"]) {
+        jump(by);
+        await work(machine, changed);
       }
-    })();
-    for (let round = 0; round < 8; round++) await machine.pull(changed.name);
-    pulling = false;
-    await removing;
-    await undo(machine, changed.name);
-    await work(machine, changed);
+      jump("-2d");
+      await machine.stopDaemon("SIGKILL");
+      await machine.startDaemon({});
+      await work(machine, changed);
+      await witness.assertWell();
+      rmSync(clock);
+    });
+
+    await t.test("50 pulls at once, of the same image and of different ones", async () => {
+      const [first] = base.image.layers;
+      const others = await mapConcurrent(
+        Array.from({ length: 25 }, (_, i) => i),
+        4,
+        (i) =>
+          push(machine, `test/many-${i}:v1`, [
+            first!.tar,
+            { [`file-${i}`]: noise(300_000, i) },
+            { shared: noise(100_000, "x") },
+          ]),
+      );
+      const pulls = [...others, ...others.map(() => changed)];
+      await Promise.all(pulls.map(({ name }) => machine.pull(name)));
+      for (const { name } of others.slice(0, 3)) await machine.runContainer(name, `c${counter++}`, ["ls", "/shared"]);
+      await machine.runContainer(changed.name, `c${counter++}`, ["ls", "/kinds/opaque/new"]);
+      await witness.assertWell();
+      for (const { name } of pulls.slice(0, 26)) await machine.mustCtr("images", "rm", machine.reference(name));
+      await machine.collect();
+    });
+
+    await t.test("an image is removed again and again while it is pulled", async () => {
+      let pulling = true;
+      const removing = (async () => {
+        while (pulling) {
+          await machine.ctr("images", "rm", "--sync", machine.reference(changed.name));
+          await machine.shale("gc");
+        }
+      })();
+      for (let round = 0; round < 8; round++) await machine.pull(changed.name);
+      pulling = false;
+      await removing;
+      await undo(machine, changed.name);
+      await work(machine, changed);
+      await witness.assertWell();
+    });
+
+    await witness.end();
+    await machine.removeEverything();
+    await machine.stopDaemon();
+    assertEmpty(machine);
+  },
+);
+
+test(
+  "a full disk refuses pulls with a reason, disturbs no container, and works again when there is room",
+  needsRoot,
+  async () => {
+    await using machine = await Machine.start({
+      generation: "2.1",
+      way: "remote",
+      diskSize: 96 << 20,
+      config: "[disk]\nhigh_watermark = 90\nlow_watermark = 80",
+    });
+    const [, app] = await pushChain(machine);
+    const large = await push(machine, "test/large:v1", [{ large: noise(64 << 20, "large") }]);
+    const small = await push(machine, "test/small:v1", [app.image.layers[0]!.tar, { small: noise(1 << 20, "small") }]);
+    await machine.pull(app.name);
+    const witness = await Witness.start(machine, app.name);
+
+    // More than there is: the disk fills up in the middle.
+    await assert.rejects(machine.pull(large.name), /disk is full|no space left|resource exhausted/i);
+    await undo(machine, large.name);
+    await machine.shale("gc");
+
+    // Above the mark nothing is begun, and the message says so.
+    const filler = join(machine.root, "filler");
+    const { stdout } = await run(["df", "--output=avail", "-B1", machine.root]);
+    writeFileSync(filler, Buffer.alloc(Math.floor(Number(stdout.split("\n")[1]) - (4 << 20)), 1));
+    await assert.rejects(machine.pull(small.name), /the mark is at 90%/);
     await witness.assertWell();
-  });
-
-  await witness.end();
-  await machine.removeEverything();
-  await machine.stopDaemon();
-  assertEmpty(machine);
-});
-
-test("a full disk refuses pulls with a reason, disturbs no container, and works again when there is room", async () => {
-  await using machine = await Machine.start({
-    generation: "2.1",
-    way: "remote",
-    diskSize: 96 << 20,
-    config: "[disk]\nhigh_watermark = 90\nlow_watermark = 80",
-  });
-  const [, app] = await pushChain(machine);
-  const large = await push(machine, "test/large:v1", [{ large: noise(64 << 20, "large") }]);
-  const small = await push(machine, "test/small:v1", [app.image.layers[0]!.tar, { small: noise(1 << 20, "small") }]);
-  await machine.pull(app.name);
-  const witness = await Witness.start(machine, app.name);
-
-  // More than there is: the disk fills up in the middle.
-  await assert.rejects(machine.pull(large.name), /disk is full|no space left|resource exhausted/i);
-  await undo(machine, large.name);
-  await machine.shale("gc");
-
-  // Above the mark nothing is begun, and the message says so.
-  const filler = join(machine.root, "filler");
-  const { stdout } = await run(["df", "--output=avail", "-B1", machine.root]);
-  writeFileSync(filler, Buffer.alloc(Math.floor(Number(stdout.split("\n")[1]) - (4 << 20)), 1));
-  await assert.rejects(machine.pull(small.name), /the mark is at 90%/);
-  await witness.assertWell();
-  rmSync(filler);
-  await undo(machine, small.name);
-  await machine.pull(small.name);
-  await machine.runContainer(small.name, "c-small", ["ls", "/small"]);
-  await witness.assertWell();
-  await witness.end();
-  await machine.removeEverything();
-  await machine.stopDaemon();
-  rmSync(join(machine.root, "lost+found"), { recursive: true });
-  assertEmpty(machine);
-});
+    rmSync(filler);
+    await undo(machine, small.name);
+    await machine.pull(small.name);
+    await machine.runContainer(small.name, "c-small", ["ls", "/small"]);
+    await witness.assertWell();
+    await witness.end();
+    await machine.removeEverything();
+    await machine.stopDaemon();
+    rmSync(join(machine.root, "lost+found"), { recursive: true });
+    assertEmpty(machine);
+  },
+);

@@ -3,12 +3,12 @@ import assert from "node:assert/strict";
 import { copyFileSync, mkdirSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { before, test } from "node:test";
-import { type Generation, Machine, tools } from "./testing/machine.ts";
+import { type Generation, Machine, ensureTools, needsRoot } from "./testing/machine.ts";
 import { run } from "./testing/processes.ts";
 
 let out = "";
 before(async () => {
-  out = await tools();
+  out = await ensureTools();
 });
 
 const GENERATIONS: readonly Generation[] = ["1.6", "2.1"];
@@ -40,19 +40,19 @@ async function passes(generation: Generation, env: Readonly<Record<string, strin
 }
 
 for (const generation of GENERATIONS) {
-  test(`the suite of ${generation}, with a daemon for each test`, async () => {
+  test(`the suite of ${generation}, with a daemon for each test`, needsRoot, async () => {
     const node = `${process.execPath} --disable-warning=ExperimentalWarning ${SHALE}`;
     await passes(generation, { DAEMON_CMD: `${node} daemon --root {root} --address {sock}` });
   });
 }
 
-test("both suites with all tests at once on one daemon", async () => {
+test("both suites with all tests at once on one daemon", needsRoot, async () => {
   await using machine = await Machine.start({ generation: "1.6", way: "plain" });
   for (const generation of GENERATIONS) await passes(generation, { SOCK: machine.socket, PARALLEL: "1", CLEAN: "1" });
 });
 
 for (const generation of GENERATIONS) {
-  test(`the suite of ${generation} through containerd ${generation}`, async () => {
+  test(`the suite of ${generation} through containerd ${generation}`, needsRoot, async () => {
     await using machine = await Machine.start({ generation, way: "plain" });
     // The suite mounts what containerd answers: it has to be where containerd is.
     const temporary = join(machine.directory, "tmp");

@@ -9,10 +9,10 @@ import { startFakeApi } from "../../src/kubernetes/testing/api-server.ts";
 import { loadService, type Method, RpcClient } from "../../src/rpc/index.ts";
 import { assertEmpty } from "./testing/empty.ts";
 import { pushChain } from "./testing/images.ts";
-import { type Generation, Machine, PASSWORD, tools, USER } from "./testing/machine.ts";
+import { type Generation, Machine, PASSWORD, USER, ensureTools, needsRoot } from "./testing/machine.ts";
 import { until } from "./testing/processes.ts";
 
-before(tools);
+before(ensureTools);
 
 interface PullRequest {
   readonly image: { readonly image: string };
@@ -29,7 +29,7 @@ const GENERATIONS: readonly Generation[] = ["1.6", "2.1"];
 for (const generation of GENERATIONS) {
   for (const annotations of [true, false]) {
     const how = annotations ? "on: shale fetches with the pull's credentials" : "off: containerd fetches";
-    test(`CRI of containerd ${generation}, annotations ${how}`, async () => {
+    test(`CRI of containerd ${generation}, annotations ${how}`, needsRoot, async () => {
       const way = annotations ? "remote" : "plain";
       const config = '[log]\nlevel = "debug"';
       // CRI keeps its images in this namespace.
@@ -63,31 +63,35 @@ for (const generation of GENERATIONS) {
   }
 }
 
-test("pull secrets of a cluster: shale fetches with them, and leaves a layer to containerd while there is none", async () => {
-  await using api = await startFakeApi();
-  const kubeconfig = api.kubeconfig({ "client-certificate": "client.pem", "client-key": "client.key" });
-  const config = `[log]\nlevel = "debug"\n[remote]\nkubeconfig = "${kubeconfig}"`;
-  await using machine = await Machine.start({ generation: "2.1", way: "remote", guarded: true, config });
-  const [base, app] = await pushChain(machine);
-  const log = () => readFileSync(machine.daemon.log, "utf8");
+test(
+  "pull secrets of a cluster: shale fetches with them, and leaves a layer to containerd while there is none",
+  needsRoot,
+  async () => {
+    await using api = await startFakeApi();
+    const kubeconfig = api.kubeconfig({ "client-certificate": "client.pem", "client-key": "client.key" });
+    const config = `[log]\nlevel = "debug"\n[remote]\nkubeconfig = "${kubeconfig}"`;
+    await using machine = await Machine.start({ generation: "2.1", way: "remote", guarded: true, config });
+    const [base, app] = await pushChain(machine);
+    const log = () => readFileSync(machine.daemon.log, "utf8");
 
-  await machine.pull(base.name);
-  assert.doesNotMatch(log(), /Fetched a layer/);
-  await machine.runContainer(base.name, "one", ["true"]);
+    await machine.pull(base.name);
+    assert.doesNotMatch(log(), /Fetched a layer/);
+    await machine.runContainer(base.name, "one", ["true"]);
 
-  const host = machine.registry.host;
-  const entry = (password: string) => ({ auth: Buffer.from(`${USER}:${password}`).toString("base64") });
-  api.put("another-team", { auths: { [host]: entry("of-another-team") } });
-  api.put("ours", { auths: { [`${host}/test`]: entry(PASSWORD) } });
-  // The watch brings them when it does: until then layers are left to containerd, and the pull works all the same.
-  await until(async () => {
-    await machine.pull(app.name);
-    await machine.runContainer(app.name, "two", ["ls", "/kinds/dirs"]);
-    if (/Fetched a layer/.test(log())) return true;
-    await machine.mustCtr("images", "rm", "--sync", machine.reference(app.name));
-    return false;
-  }, 500);
-  for (const secret of [PASSWORD, entry(PASSWORD).auth, "of-another-team"]) {
-    assert.ok(!log().includes(secret), "a secret is in the log");
-  }
-});
+    const host = machine.registry.host;
+    const entry = (password: string) => ({ auth: Buffer.from(`${USER}:${password}`).toString("base64") });
+    api.put("another-team", { auths: { [host]: entry("of-another-team") } });
+    api.put("ours", { auths: { [`${host}/test`]: entry(PASSWORD) } });
+    // The watch brings them when it does: until then layers are left to containerd, and the pull works all the same.
+    await until(async () => {
+      await machine.pull(app.name);
+      await machine.runContainer(app.name, "two", ["ls", "/kinds/dirs"]);
+      if (/Fetched a layer/.test(log())) return true;
+      await machine.mustCtr("images", "rm", "--sync", machine.reference(app.name));
+      return false;
+    }, 500);
+    for (const secret of [PASSWORD, entry(PASSWORD).auth, "of-another-team"]) {
+      assert.ok(!log().includes(secret), "a secret is in the log");
+    }
+  },
+);

@@ -9,10 +9,10 @@ import { before, test } from "node:test";
 import { gunzipSync } from "node:zlib";
 import { assertEmpty } from "./testing/empty.ts";
 import { push, pushChain } from "./testing/images.ts";
-import { type Generation, Machine, tools, type Way } from "./testing/machine.ts";
+import { type Generation, Machine, type Way, ensureTools, needsRoot } from "./testing/machine.ts";
 import { differences, viewOf } from "./testing/view.ts";
 
-before(tools);
+before(ensureTools);
 
 /** The way of each layer of the chain, lowest first. */
 const CHAINS: readonly { readonly generation: Generation; readonly ways: readonly [Way, Way, Way] }[] = [
@@ -44,7 +44,7 @@ md5sum /kinds/large/99 /kinds/replaced/2
 `;
 
 for (const { generation, ways } of CHAINS) {
-  test(`containerd ${generation}: layers by ${[...new Set(ways)].join(", then ")}`, async () => {
+  test(`containerd ${generation}: layers by ${[...new Set(ways)].join(", then ")}`, needsRoot, async () => {
     await using machine = await Machine.start({ generation, way: ways[0] });
     const chain = await pushChain(machine);
     for (const [at, image] of chain.entries()) {

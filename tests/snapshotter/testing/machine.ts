@@ -9,6 +9,7 @@ import { existsSync, globSync, mkdirSync, mkdtempSync, readFileSync, rmdirSync, 
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { type DockerRegistry, startDockerRegistry } from "../../../src/registry/testing/docker-registry.ts";
+import { isRoot } from "../../../src/sys/index.ts";
 import { must, Process, type Ran, run, until } from "./processes.ts";
 
 const HERE = import.meta.dirname;
@@ -38,6 +39,8 @@ export interface MachineOptions {
   readonly diskSize?: number;
 }
 
+export { needsRoot } from "../../../src/sys/testing/filesystems.ts";
+
 export const USER = "someone";
 export const PASSWORD = "a:pass word";
 /** python3.11 -c 'from crypt import *; print(crypt("a:pass word", mksalt(METHOD_BLOWFISH, rounds=16)))' */
@@ -45,8 +48,9 @@ const PASSWORD_HASH = "$2b$04$gzgidfsZzoVbNoP5gP4xL.BgD04VjYPg3vRvV8xZMp5BisUhgC
 
 let built: Promise<string> | undefined;
 
-/** The directory with suites and sid tree, made when it is missing. */
-export function tools(): Promise<string> {
+/** The directory with suites and sid tree, made when it is missing; nothing for who may not run these tests. */
+export function ensureTools(): Promise<string> {
+  if (!isRoot()) return Promise.resolve("");
   built ??= must([join(HERE, "../conformance/build.sh")]).then((out) => out.trim());
   return built;
 }
@@ -85,7 +89,7 @@ export class Machine implements AsyncDisposable {
     const machine = new Machine(directory, registry, options);
     try {
       if (options.diskSize !== undefined) await machine.#mountDisk(options.diskSize);
-      const tree = options.generation === "1.6" ? "/" : (options.tree ?? join(await tools(), "sid"));
+      const tree = options.generation === "1.6" ? "/" : (options.tree ?? join(await ensureTools(), "sid"));
       const holder = new Process([join(HERE, "enter.sh"), tree, directory], join(directory, "namespace.log"));
       machine.#holder = holder;
       await holder.ready(() => existsSync(join(directory, `ready-${holder.pid}`)));
