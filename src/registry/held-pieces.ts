@@ -8,7 +8,7 @@ export interface Piece {
   bytes(from: number): Uint8Array;
 }
 
-type Bytes = Iterable<Uint8Array> | AsyncIterable<Uint8Array>;
+export type Bytes = Iterable<Uint8Array> | AsyncIterable<Uint8Array>;
 
 /**
  * Pieces of exactly `size` bytes but for the last one. Chunks of the source are kept, not copied, until a piece is asked
