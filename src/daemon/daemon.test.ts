@@ -264,6 +264,17 @@ describe("Daemon", () => {
   });
 });
 
+test("a service manager that does not answer is a warning", async () => {
+  const notify = () => {
+    throw Object.assign(new Error("sendto ECONNREFUSED"), { code: "ECONNREFUSED" });
+  };
+  await using daemon = await startTestDaemon({}, { present: true, watchdogMs: 5, notify });
+  const warned = (what: string) =>
+    daemon.log().some(({ message }) => message === `Cannot tell the service manager ${what}: sendto ECONNREFUSED`);
+  while (!warned("READY=1") || !warned("WATCHDOG=1")) await new Promise((done) => setTimeout(done, 5));
+  assert.equal((await daemon.client.unary(daemon.health.Check, {})).status, SERVING_STATUS.serving);
+});
+
 describe("metrics and probes", () => {
   const get = (place: string | { readonly host: string; readonly port: number }, path: string, method = "GET") =>
     new Promise<{ readonly status: number; readonly text: string; readonly type: string }>((resolve, reject) => {

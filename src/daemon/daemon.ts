@@ -5,36 +5,16 @@
  * everything is. stop: readiness goes, the socket's name goes, calls under way end, then the parts in reverse. No mount is touched:
  * containers run on them. A kill at any moment is as good as a stop.
  */
-import { type Log, LOG_LEVELS, type LogLevel } from "../log/index.ts";
-import { type CallRecord, RpcServer } from "../rpc/index.ts";
-import { openSnapshotter, type RemoteLayers, type Snapshotter, type SnapshotterOptions } from "../snapshotter/index.ts";
-import type { RemoteEvent } from "../snapshotter/remote/index.ts";
-import { Store } from "../store/index.ts";
-import { fileSystemStatus, kernelAtLeast, monotonicMicroseconds, type ServiceManager } from "../sys/index.ts";
-import { Collector } from "./background/collector.ts";
-import { Exporter } from "./background/exporter.ts";
+import { LOG_LEVELS, type LogLevel } from "../log/index.ts";
+import type { RpcServer } from "../rpc/index.ts";
+import { fileSystemStatus, monotonicMicroseconds } from "../sys/index.ts";
+import { assemble, type DaemonOptions } from "./assemble.ts";
 import type { Config } from "./config/index.ts";
 import { type ProbeServer, serveProbes } from "./metrics/http.ts";
-import { DaemonMetrics } from "./metrics/index.ts";
-import { Differ } from "./differ/index.ts";
-import { describeError, logApplied, logCall, logRemoteEvent, logSnapshotterEvent } from "./observer.ts";
-import { openRemote } from "./remote.ts";
-import { Health } from "./services/health.ts";
-import { diffService } from "./services/diff.ts";
-import { DIFF_SERVICE, diffMethods, healthMethods, SNAPSHOTS_SERVICE, snapshotsMethods } from "./services/messages.ts";
-import { snapshotsService } from "./services/snapshots.ts";
+import { describeError } from "./observer.ts";
+import type { Health } from "./services/health.ts";
 
-/** What the daemon does not make itself. */
-export interface DaemonParts {
-  readonly openSnapshotter: (store: Store, options: SnapshotterOptions) => Promise<Snapshotter>;
-}
-
-export interface DaemonOptions {
-  readonly version: string;
-  readonly log: Log;
-  readonly manager: ServiceManager;
-  readonly parts?: Partial<DaemonParts>;
-}
+export type { DaemonOptions, DaemonParts } from "./assemble.ts";
 
 /** Calls under way when the daemon is stopped may take so long to end; a pull is given up and goes on after the restart. */
 const DRAIN_MS = 8_000;
@@ -67,76 +47,9 @@ export class Daemon implements AsyncDisposable {
    */
   static async start(config: Config, options: DaemonOptions): Promise<Daemon> {
     const started = performance.now();
-    const { log, manager, version } = options;
+    const { log, version } = options;
     await using stack = new AsyncDisposableStack();
-    const store = stack.use(Store.open(config.root, { create: true }));
-    const totals = () => store.totals();
-    let snapshotter: Snapshotter | undefined;
-    let server: RpcServer | undefined;
-    const metrics = new DaemonMetrics({
-      version,
-      counts: () => snapshotter!.counts(),
-      layers: totals,
-      disk: () => fileSystemStatus(config.root),
-      running: () => server!.running,
-    });
-    let exporter: Exporter | undefined;
-    const collector = new Collector(config.root, (result, error) => {
-      metrics.onCollected(result);
-      exporter?.forget();
-      if (result === undefined) log.error(describeError(error));
-      else if (result.items > 0) {
-        log.info("Collected garbage", { items: result.items, freed: result.freed, ms: Math.round(result.durationMs) });
-      }
-    });
-    stack.defer(() => collector.close());
-    const onRemote = (event: RemoteEvent) => {
-      metrics.onRemote(event);
-      logRemoteEvent(log, event);
-    };
-    const { DiskBudget } = await import("../snapshotter/remote/index.ts");
-    const disk = new DiskBudget({
-      root: config.root,
-      highMark: config.disk.highWatermark / 100,
-      async collect() {
-        collector.want();
-        await collector.collect();
-      },
-    });
-    const remote = await openRemote(config, { store, disk, log, onEvent: onRemote });
-    if (remote !== undefined) stack.use(remote);
-    const open = options.parts?.openSnapshotter ?? openSnapshotter;
-    snapshotter = stack.use(await open(store, { ...snapshotterOptions(config, remote?.layers), onEvent }));
-    function onEvent(event: Parameters<NonNullable<SnapshotterOptions["onEvent"]>>[0]): void {
-      metrics.onSnapshotter(event);
-      logSnapshotterEvent(log, event);
-    }
-
-    const differ = stack.use(
-      new Differ({
-        ...{ store, snapshotter, disk, unpacks: config.limits.unpacks, containerd: config.containerd },
-        onApplied(layer) {
-          metrics.onApplied(layer);
-          logApplied(log, layer);
-        },
-      }),
-    );
-    exporter = new Exporter(config, {
-      ...{ root: config.root, snapshotter },
-      onExported: (disks, bytes, ms) => log.info("Made disks", { disks, bytes, ms: Math.round(ms) }),
-      onProblem: (error) => log.error(describeError(error)),
-    });
-    stack.defer(() => exporter?.close());
-    const health = new Health([SNAPSHOTS_SERVICE, DIFF_SERVICE]);
-    const observe = (record: CallRecord) => {
-      metrics.onCall(record);
-      logCall(log, record);
-      if (record.method.name === "Remove" && record.status.name === "OK") collector.want();
-    };
-    server = new RpcServer({ observe });
-    server.add(snapshotsMethods(), snapshotsService(snapshotter, exporter));
-    server.add(diffMethods(), diffService(differ));
-    server.add(healthMethods(), health.handlers());
+    const { server, health, metrics, collector, remote } = await assemble(config, options, stack);
     const probes =
       config.metrics.address === ""
         ? undefined
@@ -149,13 +62,23 @@ export class Daemon implements AsyncDisposable {
     if (highWatermark < 100)
       collector.start(gcInterval, () => fileSystemStatus(config.root).usedShare > lowWatermark / 100);
     const daemon = new Daemon(stack.move(), { health, server, probes }, options);
-    manager.notify("READY=1", `STATUS=Serving on ${config.address}`);
+    daemon.#tell("READY=1", `STATUS=Serving on ${config.address}`);
     daemon.#watch();
     log.info("Serving", {
       ...{ address: config.address, root: config.root, version, metrics: probes?.address },
       ms: Math.round(performance.now() - started),
     });
     return daemon;
+  }
+
+  /** Tells the service manager that the configuration is being read again while `body` does it. */
+  async reloading(body: () => Promise<void>): Promise<void> {
+    this.#tell("RELOADING=1", `MONOTONIC_USEC=${monotonicMicroseconds()}`);
+    try {
+      await body();
+    } finally {
+      this.#tell("READY=1");
+    }
   }
 
   /** Resolves when it has been closed. */
@@ -174,8 +97,8 @@ export class Daemon implements AsyncDisposable {
   }
 
   async #stop(): Promise<void> {
-    const { log, manager } = this.#options;
-    manager.notify("STOPPING=1", "STATUS=Waiting for calls under way");
+    const { log } = this.#options;
+    this.#tell("STOPPING=1", "STATUS=Waiting for calls under way");
     log.info("Stopping", { calls: this.#server.running });
     this.#health.end();
     try {
@@ -186,11 +109,21 @@ export class Daemon implements AsyncDisposable {
     }
   }
 
+  /** A service manager that is away for a moment (it re-executes itself on upgrades) must not take the daemon along. */
+  #tell(...lines: readonly string[]): void {
+    const { log, manager } = this.#options;
+    try {
+      manager.notify(...lines);
+    } catch (error) {
+      log.warn(`Cannot tell the service manager ${lines[0]}: ${describeError(error)}`);
+    }
+  }
+
   /** Pings systemd's watchdog from the event loop: a daemon that hangs is restarted. */
   #watch(): void {
     const { manager } = this.#options;
     if (manager.watchdogMs === undefined) return;
-    const timer = setInterval(() => manager.notify("WATCHDOG=1"), manager.watchdogMs);
+    const timer = setInterval(() => this.#tell("WATCHDOG=1"), manager.watchdogMs);
     timer.unref();
     this.#stack.defer(() => clearInterval(timer));
   }
@@ -210,24 +143,4 @@ export class LevelSwitch {
     this.level = LOG_LEVELS[Math.min(LOG_LEVELS.length - 1, Math.max(0, at))]!;
     return this.level;
   }
-}
-
-/** Tells systemd that the configuration is being read again while `body` does it. */
-export async function reloading(manager: ServiceManager, body: () => Promise<void>): Promise<void> {
-  manager.notify("RELOADING=1", `MONOTONIC_USEC=${monotonicMicroseconds()}`);
-  try {
-    await body();
-  } finally {
-    manager.notify("READY=1");
-  }
-}
-
-function snapshotterOptions({ mounts, plain }: Config, remote: RemoteLayers | undefined): SnapshotterOptions {
-  return {
-    mode: mounts.mode,
-    volatile: mounts.volatile,
-    remapIds: mounts.remapIds && kernelAtLeast(5, 12),
-    convertPlain: plain.layers === "convert",
-    ...(remote === undefined ? {} : { remote }),
-  };
 }

@@ -17,4 +17,4 @@ export {
   parseContainerdVersion,
 } from "./check/index.ts";
 export { type Config, defaultConfig, formatConfig, parseConfig } from "./config/index.ts";
-export { Daemon, type DaemonOptions, type DaemonParts, LevelSwitch, reloading } from "./daemon.ts";
+export { Daemon, type DaemonOptions, type DaemonParts, LevelSwitch } from "./daemon.ts";

@@ -1,4 +1,4 @@
-import type { Config } from "../../daemon/index.ts";
+import type { Config, Daemon as DaemonType } from "../../daemon/index.ts";
 import { ShaleError } from "../../errors/index.ts";
 import { createLog, type Log } from "../../log/index.ts";
 import { type Context, defineCommand, type OptionTable } from "../command.ts";
@@ -107,7 +107,7 @@ export async function effectiveConfig({ values, root, rootGiven, logLevel }: Dae
 }
 
 async function serve(context: DaemonContext, config: Config): Promise<undefined> {
-  const { Daemon, LevelSwitch, reloading } = await import("../../daemon/index.ts");
+  const { Daemon, LevelSwitch } = await import("../../daemon/index.ts");
   const { onSignal, serviceManager } = await import("../../sys/index.ts");
   const manager = serviceManager();
   const levels = new LevelSwitch(config.log.level);
@@ -125,8 +125,10 @@ async function serve(context: DaemonContext, config: Config): Promise<undefined>
     debug: (message, fields) => current().debug(message, fields),
   };
   const step = (by: 1 | -1) => () => log.error(`The log level is ${levels.step(by)} now`);
+  // Before the start: without a handler these signals would end the process.
+  let daemon: DaemonType | undefined;
   const reload = () =>
-    reloading(manager, async () => {
+    daemon?.reloading(async () => {
       try {
         const again = await effectiveConfig(context);
         levels.level = again.log.level;
@@ -141,12 +143,13 @@ async function serve(context: DaemonContext, config: Config): Promise<undefined>
     onSignal("SIGUSR2", step(-1)),
     onSignal("SIGHUP", () => void reload()),
   ]);
-  await using daemon = await Daemon.start(config, { version: await version(), log, manager });
+  await using started = await Daemon.start(config, { version: await version(), log, manager });
+  daemon = started;
   await new Promise<void>((resolve) => {
     if (context.signal.aborted) return resolve();
     context.signal.addEventListener("abort", () => resolve(), { once: true });
   });
-  await daemon.close();
+  await started.close();
   log.info("Stopped");
   return undefined;
 }
