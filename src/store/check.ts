@@ -399,7 +399,7 @@ export function quarantineDamage(context: StoreContext, report: CheckReport): Di
           database.run("UPDATE layers SET damage = ? WHERE id = ?", finding.problem, finding.id);
           database.run("DELETE FROM chunks WHERE layer = ?", finding.id);
           // Images derived from it name its blobs; those of an intact chain are made again at no cost but time.
-          condemnMerged("diff_ids LIKE ?", `%"${finding.diffId}"%`);
+          condemnMerged("layers LIKE ?", `%"${finding.id}"%`);
           break;
         case "merged image":
           condemnMerged("id = ?", finding.id);

@@ -124,6 +124,30 @@ describe("collectGarbage()", () => {
       await assertSound(store);
     }));
 
+  // Found by R10: it stayed in sight with the operation that had made it, its layers went, and the same chain came again.
+  test("condemns a merged image with its layers, also when the operation that made it is under way", () =>
+    withBench(async ({ store, put }) => {
+      const image = await put("one", base, layer("one"));
+      const condemned = () => {
+        using database = new DatabaseSync(join(store.root, "shale.db"), { readOnly: true });
+        const rows = database.prepare("SELECT condemned FROM merged").all();
+        return rows.map((row) => row.condemned !== null);
+      };
+      {
+        using operation = store.begin("read");
+        const { devices } = operation.mergedFiles(image.diffIds);
+        store.removeImage("one");
+        collect(store);
+        assert.deepEqual(condemned(), [true]);
+        assert.ok(devices.every(existsSync), "the operation goes on");
+        assert.throws(
+          () => operation.mergedFiles(image.diffIds),
+          (error) => ShaleError.is(error, "NOT_FOUND"),
+        );
+      }
+      assert.deepEqual(kinds(collectExactly(store)), ["blob", "blob", "layer", "layer", "merged image"]);
+    }));
+
   test("keeps layers that another image has, and pinned images can't be removed", () =>
     withBench(async ({ store, put }) => {
       await put("one", base, layer("one"));

@@ -110,11 +110,22 @@ function findDead(context: StoreContext, living: ReadonlySet<string>): Dead {
       diffId,
       why: damage === null ? "no image or snapshot has it" : "damaged and replaced",
     }));
+  // An image whose layers go would outlive its blobs, also when the chain is live: its layers may have come again meanwhile.
+  const dying = new Set(layers.map(({ id }) => id));
+  const stands = (id: string) => !dying.has(id) && isLayerInSight(context, id);
   const merged = database
-    .all("SELECT id, chain_id FROM merged WHERE condemned IS NULL")
-    .filter((row) => !underWay(String(row.id)) && !chains.has(String(row.chain_id)))
+    .all("SELECT id, chain_id, layers FROM merged WHERE condemned IS NULL")
+    .filter(
+      (row) =>
+        (!underWay(String(row.id)) && !chains.has(String(row.chain_id))) ||
+        !(JSON.parse(String(row.layers)) as string[]).every(stands),
+    )
     .map((row) => String(row.id));
   return { layers, merged };
+}
+
+function isLayerInSight({ database }: StoreContext, id: string): boolean {
+  return database.get("SELECT 1 FROM layers WHERE id = ? AND condemned IS NULL AND damage IS NULL", id) !== undefined;
 }
 
 function isInSight({ database }: StoreContext, diffId: string): boolean {
