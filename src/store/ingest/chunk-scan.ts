@@ -6,14 +6,16 @@
 import { hash } from "node:crypto";
 import { ErofsReader, PRIMARY } from "../../formats/erofs/index.ts";
 import { RecipeReader } from "../../formats/tar-recipe/index.ts";
-import type { TocEntry } from "../../formats/toc/index.ts";
+import type { TocEntry, TocLocation } from "../../formats/toc/index.ts";
 import { fileSource } from "../../sys/index.ts";
 import { Layout } from "../layout.ts";
 import type { ChunkRows, ChunkScanJob } from "./protocol.ts";
-import { openKeptToc } from "./toc-file.ts";
+import { readKeptToc } from "./toc-file.ts";
 
 /** Rows of one layer; more files than this have no rows. */
 const ROWS_MAX = 4_000_000;
+/** Chunks of a TOC that are held at a time, 300 bytes each; files behind them give none. */
+const CHUNKS_MAX = 300_000;
 /** Files between two looks at whether to stop. */
 const STEP = 4096;
 
@@ -21,48 +23,49 @@ export async function scanChunks(job: ChunkScanJob, check: () => void, signal: A
   const layout = new Layout(job.root);
   using image = fileSource(layout.layerImage(job.id));
   using recipe = fileSource(layout.layerRecipe(job.id));
-  using kept = job.toc === undefined ? undefined : await openKeptToc(layout.layerToc(job.id), job.toc, signal);
+  const toc = job.toc === undefined ? undefined : await readChunks(layout.layerToc(job.id), job.toc, signal);
   const reader = new ErofsReader(image);
   const rows = new RowColumns();
-  const files = kept === undefined ? undefined : withContent(kept.toc.entries({ signal }));
-  let useToc = files !== undefined;
+  let useToc = toc !== undefined;
   let count = 0;
   for (const { nid, size, segments } of new RecipeReader(recipe).payloads()) {
-    if (count++ % STEP === 0) check();
+    const at = count++;
+    if (at % STEP === 0) check();
     if (rows.count >= ROWS_MAX) break;
+    // Both are in the order of the tar. A TOC that tells of other files is of no use.
+    useToc &&= toc!.sizes[at] === size && segments === undefined;
     const inode = reader.inode(nid);
     const [extent, more] = reader.extents(inode);
-    let entry: TocEntry | undefined;
-    if (useToc) {
-      // Both are in the order of the tar. A TOC that tells of other files is of no use.
-      const next = await files!.next();
-      entry = next.done === true || next.value.header.size !== size || segments !== undefined ? undefined : next.value;
-      useToc = entry !== undefined;
-    }
     if (extent === undefined || more !== undefined || extent.device < PRIMARY || extent.length !== inode.size) continue;
     if (extent.device === PRIMARY) {
-      rows.add(
-        hash("sha256", image.read(extent.offset, extent.length), "buffer"),
-        job.id,
-        true,
-        extent.offset,
-        extent.length,
-      );
+      const digest = hash("sha256", image.read(extent.offset, extent.length), "buffer");
+      rows.add(digest, job.id, true, extent.offset, extent.length);
       continue;
     }
-    // one chunk is the whole file, which the dedupe index has
-    if (entry === undefined || entry.chunks.length < 2) continue;
     const blob = reader.devices[extent.device]!.tag;
-    for (const chunk of entry.chunks) {
+    for (const chunk of (useToc && toc!.chunks.get(at)) || []) {
       if (!chunk.zeros) rows.add(chunk.digest, blob, false, extent.offset + chunk.fileOffset, chunk.size);
     }
   }
-  await files?.return();
   return rows.finish();
 }
 
-async function* withContent(entries: AsyncIterable<TocEntry>): AsyncGenerator<TocEntry, void, undefined> {
-  for await (const entry of entries) if (entry.chunks.length > 0) yield entry;
+interface TocChunks {
+  /** By file with content. */
+  readonly sizes: readonly number[];
+  /** Of files with several; one chunk is the whole file, which the dedupe index has. */
+  readonly chunks: ReadonlyMap<number, TocEntry["chunks"]>;
+}
+
+async function readChunks(path: string, location: TocLocation, signal: AbortSignal): Promise<TocChunks> {
+  let count = 0;
+  const sizes: number[] = [];
+  const chunks = new Map<number, TocEntry["chunks"]>();
+  await readKeptToc(path, location, signal, (entry) => {
+    if (entry.chunks.length > 1 && (count += entry.chunks.length) <= CHUNKS_MAX) chunks.set(sizes.length, entry.chunks);
+    if (entry.chunks.length > 0) sizes.push(entry.header.size);
+  });
+  return { sizes, chunks };
 }
 
 class RowColumns {

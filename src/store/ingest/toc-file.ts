@@ -3,7 +3,7 @@
  * blob. Chunks are found by it later (chunk-scan.ts); nothing else depends on it.
  */
 import { toHex } from "../../bytes/index.ts";
-import { LayerToc, type TocLocation } from "../../formats/toc/index.ts";
+import { LayerToc, type TocEntry, type TocLocation } from "../../formats/toc/index.ts";
 import { closeFile, copyRange, createFile, datasync, type FileSource, fileSource } from "../../sys/index.ts";
 import { READ_PIECE } from "./local-content.ts";
 
@@ -29,26 +29,16 @@ export function parseTocLocation(text: string): TocLocation {
   return { ...rest, digest: digest === undefined ? undefined : Buffer.from(digest, "hex") } as TocLocation;
 }
 
-/** The kept TOC, for reading. As `LayerToc.open`; dispose closes the file. */
-export async function openKeptToc(
+/** Reads a kept TOC through once, verified. As `LayerToc.open` throws. */
+export async function readKeptToc(
   path: string,
   location: TocLocation,
   signal: AbortSignal,
-): Promise<Disposable & { readonly toc: LayerToc }> {
-  const source = fileSource(path);
-  try {
-    const toc = await LayerToc.open(
-      location,
-      (offset, length) => pieces(source, offset - location.region.offset, length),
-      {
-        signal,
-      },
-    );
-    return { toc, [Symbol.dispose]: () => source.close() };
-  } catch (error) {
-    source.close();
-    throw error;
-  }
+  onEntry: (entry: TocEntry) => void,
+): Promise<void> {
+  using source = fileSource(path);
+  const read = (offset: number, length: number) => pieces(source, offset - location.region.offset, length);
+  await LayerToc.open(location, read, { signal, onEntry });
 }
 
 async function* pieces(source: FileSource, offset: number, length: number): AsyncGenerator<Uint8Array> {
