@@ -62,7 +62,10 @@ async function readChunks(path: string, location: TocLocation, signal: AbortSign
   const sizes: number[] = [];
   const chunks = new Map<number, TocEntry["chunks"]>();
   await readKeptToc(path, location, signal, (entry) => {
-    if (entry.chunks.length > 1 && (count += entry.chunks.length) <= CHUNKS_MAX) chunks.set(sizes.length, entry.chunks);
+    if (entry.chunks.length > 1) {
+      count += entry.chunks.length;
+      if (count <= CHUNKS_MAX) chunks.set(sizes.length, entry.chunks);
+    }
     if (entry.chunks.length > 0) sizes.push(entry.header.size);
   });
   return { sizes, chunks };
