@@ -4,7 +4,9 @@ import { createHash } from "node:crypto";
 import { chmodSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, test } from "node:test";
+import fc from "fast-check";
 import { podmanArchive, sampleProcesses, tarOf } from "../checkpoint/testing/sample-archives.ts";
+import { encodePagemap } from "../formats/criu/testing/images.ts";
 import type { DiffId } from "../oci/index.ts";
 import { withTemporaryDirectory } from "../sys/testing/filesystems.ts";
 import type { LayerForm, LayerRecord, Store, StoreOperation } from "./index.ts";
@@ -85,6 +87,54 @@ describe("archives in the store", () => {
       const second = await put(archive(grown));
       assert.equal(second.ownBytes, grown.length);
       assert.equal(rebuilt(operation, second), second.diffId);
+    }));
+
+  test("property: any archive comes back bit for bit, also beside others", () =>
+    withBench(async (store, operation, put) => {
+      // few contents, of sizes about the limits, so that most are there already in one place or another
+      const content = fc
+        .tuple(fc.constantFrom(0, 1, 511, 512, 2048, 2049, 4096, 65_535, 65_536, 70_000, 140_000), fc.nat(3))
+        .map(([size, seed]) => (seed === 0 ? Buffer.alloc(size) : noise(size, seed)));
+      const names = fc.constantFrom(
+        "config.dump",
+        "a/b",
+        "checkpoint/pages-1.img",
+        "checkpoint/pages-shmem-7.img",
+        "pages-2.img",
+      );
+      const file = fc.record({ path: names, content });
+      const nested = fc.record({
+        path: fc.constantFrom("rootfs-diff.tar", "volumes/v.tar", "x"),
+        content: fc.array(file, { maxLength: 4 }).map((files) => tarOf(files)),
+      });
+      const pagemap = fc
+        .array(fc.record({ gap: fc.integer({ min: 0, max: 40 }), pages: fc.integer({ min: 1, max: 40 }) }), {
+          maxLength: 6,
+        })
+        .map((runs) => {
+          let address = 0x7000_0000_0000;
+          const placed = runs.map(({ gap, pages }) => {
+            const run = { address: address + gap * 4096, pages };
+            address = run.address + pages * 4096;
+            return run;
+          });
+          const size = runs.reduce((sum, { pages }) => sum + pages * 4096, 0);
+          return [
+            { path: "checkpoint/pagemap-3.img", content: encodePagemap(3, placed) },
+            { path: "checkpoint/pages-3.img", content: noise(size, 9) },
+          ];
+        });
+      const archive = fc
+        .tuple(fc.array(fc.oneof(file, nested), { maxLength: 6 }), pagemap)
+        .map(([members, memory]) => tarOf([...members, ...memory]));
+      await fc.assert(
+        fc.asyncProperty(archive, async (bytes) => {
+          const record = await put(bytes);
+          assert.equal(rebuilt(operation, record), diffIdOf(bytes));
+        }),
+        { numRuns: 40 },
+      );
+      await assertSound(store);
     }));
 
   test("zeros of memory are one hole", () =>
