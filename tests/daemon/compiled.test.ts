@@ -9,10 +9,11 @@ import { diffMethods, snapshotsMethods, type WireMount } from "../../src/daemon/
 import { RpcClient } from "../../src/rpc/index.ts";
 import { noise, sha256, tar } from "../../src/store/testing/fixtures.ts";
 import { mountInfo, unmount } from "../../src/sys/index.ts";
+import { needsRoot } from "../../src/sys/testing/filesystems.ts";
 
 const ROOT = new URL("../..", import.meta.url).pathname;
 
-test("the compiled daemon serves, and takes layers in", async () => {
+test("the compiled daemon serves, and takes layers in", needsRoot, async () => {
   const directory = mkdtempSync("/var/tmp/shale-compiled-");
   try {
     const { scripts } = JSON.parse(readFileSync(join(ROOT, "package.json"), "utf8")) as { scripts: { build: string } };

@@ -20,7 +20,7 @@ import { parseAllDocuments } from "yaml";
 import { judgeContainerd } from "../../src/daemon/check/containerd.ts";
 import { contribFiles } from "../../src/daemon/check/contrib.ts";
 import { parseConfig, parseContainerdVersion } from "../../src/daemon/index.ts";
-import { tools } from "../snapshotter/testing/machine.ts";
+import { ensureTools, needsRoot } from "../snapshotter/testing/machine.ts";
 
 const CONTRIB = new URL("../../contrib", import.meta.url).pathname;
 const expected = { address: "/run/shale/shale.sock", root: "/var/lib/shale", remote: true, platform: "linux/amd64" };
@@ -30,7 +30,7 @@ let directory: string;
 const trees: Record<string, string> = { "1.6": "/" };
 before(async () => {
   directory = mkdtempSync(join(tmpdir(), "shale-contrib-"));
-  trees["2.1"] = join(await tools(), "sid");
+  trees["2.1"] = join(await ensureTools(), "sid");
 });
 after(() => rmSync(directory, { recursive: true }));
 
@@ -75,7 +75,7 @@ test("contrib/containerd/ is what `npm run docs` writes", () => {
   for (const [name, text] of files) assert.equal(readFileSync(join(CONTRIB, "containerd", name), "utf8"), text, name);
 });
 
-describe("install.sh and uninstall.sh", () => {
+describe("install.sh and uninstall.sh", needsRoot, () => {
   for (const release of ["1.6", "2.1"] as const) {
     for (const existing of ["absent", "small", "full"] as const) {
       test(`containerd ${release} accepts the lines beside a configuration that is ${existing}, and check finds nothing missing`, () => {

@@ -10,6 +10,7 @@ import { diffMethods, healthMethods, snapshotsMethods, type WireMount } from "..
 import { RpcClient } from "../../src/rpc/index.ts";
 import { noise, sha256, tar } from "../../src/store/testing/fixtures.ts";
 import { mountInfo, unmount } from "../../src/sys/index.ts";
+import { needsRoot } from "../../src/sys/testing/filesystems.ts";
 
 const MAIN = new URL("../../src/cli/main.ts", import.meta.url).pathname;
 const methods = { ...snapshotsMethods(), ...diffMethods(), Check: healthMethods().Check };
@@ -95,7 +96,7 @@ async function started(args: readonly string[], env: Readonly<Record<string, str
   return daemon;
 }
 
-describe("shale daemon", () => {
+describe("shale daemon", needsRoot, () => {
   test("gives the same answers after SIGTERM and after SIGKILL, and leaves mounts alone", async () => {
     const { args, address, containerd } = place();
     const bytes = tar({ "etc/hosts": "127.0.0.1", big: noise(100_000, 1) });

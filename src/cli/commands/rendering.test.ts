@@ -324,7 +324,7 @@ describe("formatUsage()", () => {
     snapshots: { active: 0, view: 0, committed: 0, bytes: 0 },
     stored: 1000,
     savedByDeduplication: 1000,
-    fileSystem: { type: 0xef53, blockSize: 4096, size: 1_000_000, available: 500_000, freeInodes: 1 },
+    fileSystem: { type: 0xef53, blockSize: 4096, size: 1_000_000, available: 500_000, usedShare: 0.5, freeInodes: 1 },
   };
   test("tables without bars where stdout is no terminal", () => {
     assert.equal(

@@ -8,6 +8,7 @@ import { gzipSync } from "node:zlib";
 import { ExportCache } from "../../export/index.ts";
 import { noise, sha256, tar } from "../../store/testing/fixtures.ts";
 import { Store } from "../../store/index.ts";
+import { needsRoot } from "../../sys/testing/filesystems.ts";
 import { defaultConfig } from "../index.ts";
 import type { WireMount } from "../services/messages.ts";
 import { startStoreDaemon } from "../testing/daemons.ts";
@@ -39,7 +40,7 @@ async function until(condition: () => boolean): Promise<void> {
   while (!condition()) await new Promise((resolve) => setTimeout(resolve, 10));
 }
 
-describe("[exports]", () => {
+describe("[exports]", needsRoot, () => {
   const CASES = [
     { mode: "image", when: "pull", disks: 1, layers: [2] },
     { mode: "layer", when: "pull", disks: 2, layers: [1, 1] },

@@ -8,6 +8,7 @@ import { RpcServer } from "../../rpc/index.ts";
 import { noise, sha256, tar } from "../../store/testing/fixtures.ts";
 import { Store } from "../../store/index.ts";
 import { bindMount, mountOverlay, unmount } from "../../sys/index.ts";
+import { needsRoot } from "../../sys/testing/filesystems.ts";
 import { contentMethods, type WireMount } from "../services/messages.ts";
 import { startStoreDaemon } from "../testing/daemons.ts";
 
@@ -55,7 +56,7 @@ async function contentOf(daemon: TestDaemon, name: string): Promise<Record<strin
   }
 }
 
-describe("Apply", () => {
+describe("Apply", needsRoot, () => {
   const layer = tar({ "etc/": "", "etc/hosts": "127.0.0.1", big: noise(100_000, 1) });
 
   for (const [name, blob, mediaType] of [
@@ -252,7 +253,7 @@ describe("Apply", () => {
   });
 });
 
-test("a layer that came from containerd is found there again for a repair", async () => {
+test("a layer that came from containerd is found there again for a repair", needsRoot, async () => {
   const directory = mkdtempSync("/var/tmp/shale-differ-");
   {
     await using daemon = await startStoreDaemon({}, directory);
