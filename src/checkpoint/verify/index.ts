@@ -115,6 +115,7 @@ class Check {
       case "stats":
         return await this.#decode(member, (bytes) => decodeSingle(bytes, "stats", STATS, path));
       case "images":
+      case "pre-images":
         return await this.#image(member);
       default:
         if (!isNested(section.kind)) return await this.#readAll(content);
@@ -125,7 +126,7 @@ class Check {
   finish(): { readonly index: ArchiveIndex | undefined; readonly problems: readonly string[] } {
     for (const { pid, pagemap } of this.#processes.finish().processes) {
       if (pagemap === undefined) continue;
-      const name = `checkpoint/pages-${pagemap.pagesId}.img`;
+      const name = `pages-${pagemap.pagesId}.img`;
       const size = this.#pages.get(pagemap.pagesId);
       if (size === undefined && pagemap.size > 0) {
         this.#problems.push(`${name}, the memory of process ${pid}, is missing`);
