@@ -154,7 +154,8 @@ root = "${join(this.directory, "containerd")}"
     );
     const words = ["daemon", "--config", config, "--root", this.root, "--address", this.socket];
     this.#daemon = new Process(
-      [process.execPath, "--disable-warning=ExperimentalWarning", SHALE, ...words],
+      // The launcher, as users start it: it gives the daemon a small heap, and becomes it.
+      [join(REPOSITORY, "shale"), ...words],
       join(this.directory, "daemon.log"),
       { ...cleanEnvironment(), ...env },
     );
