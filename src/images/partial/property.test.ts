@@ -91,6 +91,14 @@ function filesOf(list: Tree): Files {
 
 const step = fc.record({ tree, plain: fc.boolean(), removeFirst: fc.boolean() });
 
+/** Whether parts are worth it may depend on the line, unless most is there: the second image has one small file more. */
+const SURELY_IN_PARTS = [[], [smallFile()]].map((list) => ({ tree: list, plain: false, removeFirst: false }));
+
+function smallFile(): Tree[number] {
+  const attributes = { mode: 0o644, uid: 0, mtimeSeconds: 0, mtimeNanoseconds: 0 } as const;
+  return { node: { kind: "file", seed: 1, size: 700, cutAt: null, zeros: 0 }, attributes, directory: 0 };
+}
+
 test("a pull in parts and a whole pull give the same layer index, tree and tar", { timeout: 120_000 }, () =>
   withTemporaryDirectory(async (directory) => {
     await using server = await startScriptedServer();
@@ -123,9 +131,9 @@ test("a pull in parts and a whole pull give the same layer index, tree and tar",
           await assertSound(store);
         });
       }),
-      { numRuns: 12 },
+      { numRuns: 12, examples: [[SURELY_IN_PARTS]] },
     );
-    assert.ok(inParts > 3, `only ${inParts} pulls were in parts`);
+    assert.ok(inParts > 0, "no pull was in parts");
   }),
 );
 
