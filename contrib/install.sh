@@ -69,11 +69,13 @@ main=$host$config
 directory=$(dirname -- "$config")/conf.d
 drop=$directory/shale.toml
 
-# The version of the file that is there decides, since containerd 2 reads files of version 2 too; and a file without a version is of version 1.
+# The version of the file that is there decides: containerd 2 reads files of version 2 too, but of two files with different versions
+# it leaves out the plugins of the older one. Our sections are the same in both. A file without a version is of version 1.
 if [ -e "$main" ]; then
   found=$(sed -n 's/^[[:space:]]*version[[:space:]]*=[[:space:]]*\([0-9]\{1,\}\).*/\1/p' "$main" | head -n 1)
   [ -n "$found" ] || fail "$config has no version line: it is of version 1, which has no place for these lines"
   [ "$found" -ge 2 ] || fail "$config is of version $found: 2 or later is needed"
+  format=$found
   if grep -Eq "^[[:space:]]*imports[[:space:]]*=" "$main"; then
     grep -E "^[[:space:]]*imports[[:space:]]*=" "$main" | grep -Fq "$directory/" ||
       fail "$config has imports of its own: add \"$drop\" to them, and run this again"
@@ -94,7 +96,7 @@ case $(uname -m) in
   aarch64) architecture=arm64 ;;
   *) architecture=amd64 ;;
 esac
-sed "s|linux/amd64|linux/$architecture|" "$here/containerd/$lines" >"$host$drop.new"
+sed "s|linux/amd64|linux/$architecture|; s|^version = .*|version = $format|" "$here/containerd/$lines" >"$host$drop.new"
 mv -f "$host$drop.new" "$host$drop"
 printf 'install: containerd %s.%s.%s: wrote %s\n' "$major" "$minor" "$patch" "$drop"
 

@@ -116,6 +116,30 @@ describe("install.sh and uninstall.sh", needsRoot, () => {
     }
   }
 
+  test("containerd 2.1 with a configuration of version 2 keeps what that says about CRI", () => {
+    const cri = '[plugins."io.containerd.grpc.v1.cri".containerd]\n  snapshotter = "native"\n';
+    const host = newHost(`version = 2\n${cri}`);
+    const { status } = script("install.sh", [
+      "--host",
+      host,
+      "--no-restart",
+      "--no-unit",
+      "--containerd",
+      pretend("v2.1.9"),
+    ]);
+    assert.equal(status, 0);
+    // With files of two versions it ignores the plugins of the older one, with this warning and nothing else.
+    const dump = containerd("2.1", host, ["config", "dump"]);
+    assert.doesNotMatch(dump.stderr, /Ignoring unknown key/);
+    const config = parse(dump.stdout, { integersAsBigInt: "asNeeded" });
+    const version = parseContainerdVersion("2.1.9")!;
+    const { findings } = judgeContainerd({ version, config, file: "/etc/containerd/config.toml" }, expected);
+    assert.deepEqual(
+      findings.filter(({ state }) => state === "problem" || state === "warning"),
+      [],
+    );
+  });
+
   const VERSIONS: readonly (readonly [version: string, differ: boolean])[] = [
     ["1.6.20~ds1", false],
     ["1.7.3", false],
