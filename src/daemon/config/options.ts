@@ -121,7 +121,7 @@ export const OPTIONS = {
       min: 1,
       max: 100,
       unit: "per cent",
-      help: "After a refusal new layers are taken again below this.",
+      help: "While the use is above this, garbage is collected at each interval, also when nothing was removed.",
     }),
     gc_interval: duration({
       default: 600_000,
