@@ -163,12 +163,15 @@ root = "${join(this.directory, "containerd")}"
     if (options.wait !== "socket") await this.#connected();
   }
 
-  /** containerd tries a socket that was gone again within three seconds; until then it refuses by itself. */
+  /**
+   * containerd tries a socket that was gone again within three seconds; until then it refuses by itself. A listing asks the
+   * daemon for each snapshot that containerd knows, where it knows any.
+   */
   async #connected(): Promise<void> {
     if (this.#containerd?.running !== true) return;
     await until(async () => {
-      const { stderr } = await this.ctr("snapshots", "--snapshotter", "shale", "info", "no-such-snapshot");
-      return /not found/.test(stderr) || this.#daemon?.running !== true;
+      const { code } = await this.ctr("snapshots", "--snapshotter", "shale", "ls");
+      return code === 0 || this.#daemon?.running !== true;
     });
   }
 
