@@ -60,6 +60,17 @@ export function alignUp(value: number, unit: number): number {
   return rest === 0 ? value : value + (unit - rest);
 }
 
+/** Smaller buffers may be parts of a pool that others have parts of. */
+const OWN_BUFFER = 256 * 1024;
+
+/**
+ * Frees the memory of large bytes at once, in place of when the garbage collector comes to it: it counts buffers lightly, and lets
+ * tens of megabytes of them pile up. The bytes, and all views of the same buffer, are empty afterwards. Small ones are left alone.
+ */
+export function releaseBytes(bytes: Uint8Array): void {
+  if (bytes.buffer instanceof ArrayBuffer && bytes.buffer.byteLength >= OWN_BUFFER) bytes.buffer.transfer(0);
+}
+
 /** A ByteSource over bytes in memory. */
 export function memorySource(bytes: Uint8Array): ByteSource {
   return {

@@ -4,7 +4,7 @@
  * Guarantees: one pass after planning, to a pipe as well; members and meaning are podman's. A file appears under its name
  * complete, durable and with mode 0600, or not at all. A source that changes meanwhile fails the archive with ABORTED. Data
  * moves by reflink, inside the kernel or through this process, in this order of preference, file by file. Never follows a
- * symlink of a source; memory does not grow with the data, nor beyond 40,000 entries of a tree.
+ * symlink of a source; memory does not grow with the data, nor beyond 32,000 entries of a tree.
  */
 import { dirname } from "node:path";
 import { displayBytes, fromUtf8 } from "../bytes/index.ts";
@@ -18,11 +18,11 @@ import {
   document,
   inOrder,
   isMeasured,
-  measure,
   type Member,
+  measure,
   type PlannedMember,
 } from "./layout/plan.ts";
-import { type SectionSize, writeArchive, type WrittenArchive } from "./layout/writer.ts";
+import { type SectionSize, type WrittenArchive, writeArchive } from "./layout/writer.ts";
 import { LowerLayers } from "./sources/lower.ts";
 import { archiveMembers, directoryMembers, noImages, openMetadata } from "./sources/metadata.ts";
 import { Tree, treeSource } from "./sources/tree.ts";
@@ -93,7 +93,7 @@ export async function writeMembers(
   const inKernel = typeof output === "string" && compression === "none";
   const settings = { alignment, digestData: options.digestData ?? false, inKernel, ...(signal && { signal }) };
   const write = (to: ArchiveOutput) => writeArchive(members, index, to, settings);
-  if (typeof output !== "string") return await toSink(compression, output, write);
+  if (typeof output !== "string") return await toSink(compression, output, false, write);
   using file = createNewFile(output);
   if (compression === "none") {
     const to = new FileOutput(file.fd, alignment.unit, signal);
@@ -107,7 +107,7 @@ export async function writeMembers(
     writeAt(file.fd, bytes, at);
     at += bytes.length;
   };
-  const result = await toSink(compression, append, write);
+  const result = await toSink(compression, append, true, write);
   file.publish();
   return result;
 }
@@ -115,6 +115,7 @@ export async function writeMembers(
 async function toSink<T>(
   compression: OutputCompression,
   sink: (bytes: Uint8Array) => Promise<void>,
+  release: boolean,
   write: (output: ArchiveOutput) => Promise<T>,
 ): Promise<{ readonly archive: T; readonly written: number; readonly moved: MovedTotals }> {
   let written = 0;
@@ -126,7 +127,7 @@ async function toSink<T>(
     const to = new StreamOutput(pieceSink(counted));
     return { archive: await write(to), written, moved: to.moved };
   }
-  const compressor = new FrameCompressor(compression, counted);
+  const compressor = new FrameCompressor(compression, counted, { release });
   try {
     const to = new StreamOutput(compressor);
     const archive = await write(to);

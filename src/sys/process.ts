@@ -4,6 +4,7 @@ import { accessSync, constants, existsSync, readdirSync, readFileSync, statSync 
 import { getCompileCacheDir } from "node:module";
 import { release } from "node:os";
 import { delimiter, dirname, join } from "node:path";
+import { setFlagsFromString } from "node:v8";
 import { cancelled, throwIfAborted } from "../async/index.ts";
 import { errnoOf, ShaleError } from "../errors/index.ts";
 
@@ -138,6 +139,14 @@ export function processStartTime(pid: number = process.pid): number | undefined 
   if (pid !== process.pid) return findProcess(pid)?.startTime;
   ownStartTime ??= findProcess(pid)?.startTime;
   return ownStartTime;
+}
+
+/**
+ * Keeps V8's young generation at the size that it has. Otherwise it grows to 64 MB in a program that makes many small objects,
+ * which makes a walk over many files no faster. For a process that has one such thing to do.
+ */
+export function keepYoungGenerationSmall(): void {
+  setFlagsFromString("--semi-space-growth-factor=1");
 }
 
 export function isRoot(): boolean {

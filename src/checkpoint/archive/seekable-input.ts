@@ -1,7 +1,9 @@
 /** An archive compressed as zstd frames with an index: what is passed over is not decompressed. */
-import { type SeekableFrame, decompressSeekableFrame } from "../../formats/compression/index.ts";
-import { readAt } from "../../sys/index.ts";
+
+import { releaseBytes } from "../../bytes/index.ts";
 import { FormatError } from "../../errors/index.ts";
+import { decompressSeekableFrame, type SeekableFrame } from "../../formats/compression/index.ts";
+import { readAt } from "../../sys/index.ts";
 import type { ArchiveInput } from "./input.ts";
 
 /** Frames decompressed ahead of the reader, on the thread pool. */
@@ -80,7 +82,11 @@ export class SeekableInput implements ArchiveInput {
   /** Starts the next frames too when the last one was read through: then the reader goes on in order. */
   #content(index: number): Promise<Uint8Array> {
     const sequential = this.#decoded.has(index - 1);
-    for (const at of this.#decoded.keys()) if (at < index) this.#decoded.delete(at);
+    for (const [at, content] of this.#decoded) {
+      if (at >= index) continue;
+      this.#decoded.delete(at);
+      content.then(releaseBytes, () => undefined); // no view of it is good any more
+    }
     const last = Math.min(sequential ? index + AHEAD : index, this.#frames.length - 1);
     for (let at = index; at <= last; at++) {
       if (this.#decoded.has(at)) continue;

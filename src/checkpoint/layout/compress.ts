@@ -5,30 +5,43 @@
 import { availableParallelism } from "node:os";
 import { promisify } from "node:util";
 import { gzip } from "node:zlib";
+import { releaseBytes } from "../../bytes/index.ts";
 import { compressSeekableFrame, encodeSeekableIndex } from "../../formats/compression/index.ts";
 import type { PieceSink } from "./output.ts";
 
 export type OutputCompression = "none" | "gzip" | "zstd";
 
-/** What one frame holds: as much as level 3 of zstd looks back. */
-const FRAME = 2 * 1024 * 1024;
+/** What one frame holds: a reader decompresses that much for one document. */
+const FRAME = 1024 * 1024;
 const ZSTD_LEVEL = 3;
 /** Not the 6 of gzip(1): a third of the time for a tenth more bytes. */
 const GZIP_LEVEL = 3;
 const deflate = promisify(gzip);
 
-/** As {@link FrameCompressor}, pulled: the compressed bytes of `source`, whose pieces stay as they are. */
+/** As {@link FrameCompressor}, pulled: the compressed bytes of `source`, in pieces that the reader may keep. */
 export async function* compressPieces(
   source: AsyncIterable<Uint8Array>,
   compression: "gzip" | "zstd",
 ): AsyncGenerator<Uint8Array, void, undefined> {
   const ready: Uint8Array[] = [];
-  const compressor = new FrameCompressor(compression, async (bytes) => void ready.push(bytes));
+  const compressor = new FrameCompressor(compression, async (bytes) => void ready.push(bytes), { release: false });
   try {
+    let frame = compressor.take();
+    let filled = 0;
     for await (const piece of source) {
-      await compressor.write(piece);
-      yield* ready.splice(0);
+      for (let at = 0; at < piece.length; ) {
+        const step = Math.min(frame.length - filled, piece.length - at);
+        frame.set(piece.subarray(at, at + step), filled);
+        filled += step;
+        at += step;
+        if (filled < frame.length) continue;
+        await compressor.write(frame);
+        yield* ready.splice(0);
+        frame = compressor.take();
+        filled = 0;
+      }
     }
+    if (filled > 0) await compressor.write(frame.subarray(0, filled));
     await compressor.end();
     yield* ready.splice(0);
   } finally {
@@ -42,10 +55,17 @@ export class FrameCompressor implements PieceSink {
   readonly #sink: (bytes: Uint8Array) => Promise<void>;
   readonly #parallel = Math.min(4, availableParallelism()); // 4: threads of the pool
   readonly #running: { readonly content: Uint8Array; readonly bytes: Promise<Uint8Array> }[] = [];
+  readonly #release: boolean;
   readonly #free: Buffer[] = [];
   readonly #frames: { compressedSize: number; size: number }[] = [];
 
-  constructor(compression: "gzip" | "zstd", sink: (bytes: Uint8Array) => Promise<void>) {
+  /** With `release`, the sink keeps nothing of what it was given once it has settled. */
+  constructor(
+    compression: "gzip" | "zstd",
+    sink: (bytes: Uint8Array) => Promise<void>,
+    options: { readonly release: boolean },
+  ) {
+    this.#release = options.release;
     this.#compression = compression;
     this.#sink = sink;
   }
@@ -82,5 +102,6 @@ export class FrameCompressor implements PieceSink {
     if (content.length === FRAME) this.#free.push(Buffer.from(content.buffer, content.byteOffset, FRAME));
     this.#frames.push({ compressedSize: compressed.length, size: content.length });
     await this.#sink(compressed);
+    if (this.#release) releaseBytes(compressed);
   }
 }

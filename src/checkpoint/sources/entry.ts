@@ -2,7 +2,7 @@
 import { type ByteString, displayBytes } from "../../bytes/index.ts";
 import { ShaleError } from "../../errors/index.ts";
 import type { TarHeader } from "../../formats/tar/index.ts";
-import { closeFile, statDescriptor, type Statx } from "../../sys/index.ts";
+import { closeFile, type Statx, statDescriptor } from "../../sys/index.ts";
 
 export interface SourceEntry {
   /** `path` is relative to the section, "." for the root of a tree; `size` is that of the content. */
@@ -53,10 +53,10 @@ export function changed(path: ByteString): ShaleError {
 }
 
 /** At some 600 bytes each. */
-const KEPT = 40_000;
+const KEPT = 32_000;
 
 /**
- * Remembers the entries of the first pass, so that the second costs nothing; of a source with more than 40,000 entries
+ * Remembers the entries of the first pass, so that the second costs nothing; of a source with more than 32,000 entries
  * none, so that memory stays bounded: it is gone through again.
  */
 export function remember(source: EntrySource): EntrySource {

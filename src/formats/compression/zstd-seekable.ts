@@ -39,6 +39,7 @@ export async function compressSeekableFrame(bytes: Uint8Array, level: number): P
   return await compress(bytes, {
     // One buffer for the whole frame: the default of 16 KiB makes a hundred, and joins them.
     chunkSize: bytes.length + Math.ceil(bytes.length / 128) + 1024,
+    pledgedSrcSize: bytes.length, // tables of its size, and the size in the frame's header
     params: {
       [constants.ZSTD_c_compressionLevel]: level,
       [constants.ZSTD_c_checksumFlag]: 1,

@@ -88,6 +88,8 @@ that fails leaves nothing behind.
       );
     }
     const { restoreCheckpoint } = await import("../../../checkpoint/restore.ts");
+    const { keepYoungGenerationSmall } = await import("../../../sys/index.ts");
+    keepYoungGenerationSmall();
     const archiveName = context.positionals[0]!;
     await using archive = await openNamedArchive(archiveName, signal);
     const targets = { lower: values.lower, volumes, ...defined({ upper, bundle, shm }) };

@@ -49,6 +49,8 @@ container restore still restores it in place. runc and crun containers need an o
     const alignment = sizeOption("align", values.align);
     const alignFrom = sizeOption("align-from", values["align-from"]);
     const { saveCheckpoint } = await import("../../../checkpoint/save.ts");
+    const { keepYoungGenerationSmall } = await import("../../../sys/index.ts");
+    keepYoungGenerationSmall();
     const result = await saveCheckpoint(context.positionals[0]!, {
       ...{ output, engine, namespace, signal },
       compression: values.compress,

@@ -1,8 +1,8 @@
-import type { WriteResult } from "../../../checkpoint/write.ts";
 import { displayBytes } from "../../../bytes/index.ts";
+import type { WriteResult } from "../../../checkpoint/write.ts";
+import { singleLine } from "../../../log/index.ts";
 import { defineCommand } from "../../command.ts";
 import { countOf, formatBytes } from "../../format.ts";
-import { singleLine } from "../../../log/index.ts";
 import { emit } from "../../output.ts";
 import { UsageError } from "../../usage.ts";
 import { versionInfo } from "../version.ts";
@@ -73,6 +73,8 @@ is in it, and appears under its name when it is complete and durable.
     const alignment = sizeOption("align", values.align);
     const alignFrom = sizeOption("align-from", values["align-from"]);
     const { writeCheckpoint } = await import("../../../checkpoint/write.ts");
+    const { keepYoungGenerationSmall } = await import("../../../sys/index.ts");
+    keepYoungGenerationSmall();
     const result = await writeCheckpoint(
       {
         metadata: meta,
