@@ -26,6 +26,8 @@ export const CONNECTIONS = 4;
 const RANGES_PER_REQUEST = 200;
 /** Head of a part in an answer with many: boundary, type, range. */
 const PART_HEAD = 200;
+/** Where an answer may have many parts, a fast line is no reason to fetch much more than is missing: bytes are billed. */
+const GAP_MAX = 4096;
 /** Heads of a request and its answer. */
 const REQUEST_HEAD = 1200;
 /** A request asks for at least this much where that much is missing, and for no more than the other. */
@@ -37,7 +39,7 @@ export function mergeableGap(link: LinkEstimate, ability: RangeAbility): number 
   const roundTrip = (link.latencyMs * link.bytesPerMs + REQUEST_HEAD) / CONNECTIONS;
   if (ability === "one") return roundTrip;
   if (ability === "none") return Number.POSITIVE_INFINITY;
-  return PART_HEAD + roundTrip / RANGES_PER_REQUEST;
+  return Math.min(PART_HEAD + roundTrip / RANGES_PER_REQUEST, GAP_MAX);
 }
 
 /** Joins ranges (rising) with gaps of at most `gap` bytes. */
