@@ -1,6 +1,7 @@
 /** Compressions of whole archives: what podman's reader knows. bzip2 and xz are left to the programs of those names. */
-import { type Compression, decompress, detectCompression } from "../../formats/compression/index.ts";
+
 import { ShaleError } from "../../errors/index.ts";
+import { type Compression, decompress, detectCompression } from "../../formats/compression/index.ts";
 import { filterThrough } from "../../sys/index.ts";
 
 export type ArchiveCompression = Compression | "bzip2" | "xz";

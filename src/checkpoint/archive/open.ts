@@ -3,8 +3,8 @@ import { displayBytes } from "../../bytes/index.ts";
 import { FormatError, ShaleError } from "../../errors/index.ts";
 import {
   decodeSeekableIndex,
-  type SeekableFrame,
   SEEKABLE_FOOTER_SIZE,
+  type SeekableFrame,
   seekableIndexSize,
 } from "../../formats/compression/index.ts";
 import { closeFile, openFile, readAt, readDescriptor, statFile } from "../../sys/index.ts";

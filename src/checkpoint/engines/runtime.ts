@@ -1,7 +1,7 @@
 /** runc and crun on their own: state, bundle and CRIU's images are all there is, the metadata is made here. */
 import { join } from "node:path";
 import { ShaleError } from "../../errors/index.ts";
-import { createFile, closeFile, findMount, makeDirectory, readFile, writeAt } from "../../sys/index.ts";
+import { closeFile, createFile, findMount, makeDirectory, readFile, writeAt } from "../../sys/index.ts";
 import { MEMBER } from "../archive/index.ts";
 import { ask, type FindContainer, isObject, overlayDirectories, parseAnswer, textOf } from "./engine.ts";
 

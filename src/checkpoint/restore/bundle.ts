@@ -4,7 +4,7 @@
  */
 import { join } from "node:path";
 import { FormatError } from "../../errors/index.ts";
-import { createFile, closeFile, ensureDirectory, findFile, makeDirectory, writeAt } from "../../sys/index.ts";
+import { closeFile, createFile, ensureDirectory, findFile, makeDirectory, writeAt } from "../../sys/index.ts";
 
 /** Bytes of a document of an archive that are read into memory: podman's config.dump has some 24 kB. */
 export const DOCUMENT_MAX = 16 * 1024 * 1024;

@@ -14,9 +14,9 @@ import {
   openDirectory,
   removeTree,
   rename,
-  syncFileSystemOf,
   statFile,
   syncDirectory,
+  syncFileSystemOf,
   tryLockDescriptor,
 } from "../../sys/index.ts";
 

@@ -11,10 +11,10 @@ import {
   DataMap,
   findAt,
   linkAt,
+  type MoveOptions,
   makeDirectoryAt,
   makeNodeAt,
   makeSymlinkAt,
-  type MoveOptions,
   moveRange,
   openDirectory,
   openDirectoryBeneath,
@@ -31,7 +31,7 @@ import {
   unlinkAt,
   writeAt,
 } from "../../sys/index.ts";
-import { type ArchiveEntry, cleanPath, type Content, DATA_FROM } from "../archive/index.ts";
+import { type ArchiveEntry, type Content, cleanPath, DATA_FROM } from "../archive/index.ts";
 
 /** What a directory gets when everything in it is there. */
 export type Attributes = Pick<TarHeader, "mode" | "uid" | "gid" | "mtimeSeconds" | "mtimeNanoseconds" | "xattrs">;

@@ -5,7 +5,7 @@ import { isRoot } from "../../sys/index.ts";
 import { type ArchiveEntry, cleanPath } from "../archive/index.ts";
 import type { LowerLayers } from "../sources/lower.ts";
 import { upperXattrName, visibleXattrs } from "../sources/overlay.ts";
-import { isDirectoryMode, parentOf, PLAIN_DIRECTORY, TreeWriter, type WrittenTotals } from "./tree-writer.ts";
+import { isDirectoryMode, PLAIN_DIRECTORY, parentOf, TreeWriter, type WrittenTotals } from "./tree-writer.ts";
 
 /** AUFS whiteouts as OCI layers have them: image-spec, layer.md. */
 const WHITEOUT = ".wh.";

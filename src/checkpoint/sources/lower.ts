@@ -1,6 +1,7 @@
 /** The lower layers of an overlay as one tree, which is asked about single paths. */
 import { type ByteString, displayBytes } from "../../bytes/index.ts";
 import { errnoOf, ShaleError } from "../../errors/index.ts";
+import type { TarHeader } from "../../formats/tar/index.ts";
 import {
   closeFile,
   findAt,
@@ -11,7 +12,6 @@ import {
   type Statx,
   statDescriptor,
 } from "../../sys/index.ts";
-import type { TarHeader } from "../../formats/tar/index.ts";
 import { type OpenContent, openUnchanged } from "./entry.ts";
 import { isOpaque, overlayXattr } from "./overlay.ts";
 import { Tree } from "./tree.ts";

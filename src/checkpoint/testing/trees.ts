@@ -4,8 +4,8 @@ import * as fs from "node:fs";
 import { join } from "node:path";
 import fc from "fast-check";
 import { byteString } from "../../bytes/index.ts";
-import { mknod, setTimes, setXattr } from "../../sys/libc.ts";
 import { walkFiles } from "../../sys/index.ts";
+import { mknod, setTimes, setXattr } from "../../sys/libc.ts";
 
 export interface FileSpec {
   readonly type: "file" | "directory" | "symlink" | "hardlink" | "character" | "fifo" | "whiteout";
