@@ -12,10 +12,13 @@
  *
  * Failures are `ShaleError`s: branch on `code`. Everything that takes long takes a `signal`.
  */
+
+export { type CheckoutOptions, type CheckoutResult, checkoutImage } from "./checkout/index.ts";
 export { type CheckpointArchive, openArchive } from "./checkpoint/archive/index.ts";
 export { type RestoreResult, type RestoreTargets, restoreCheckpoint } from "./checkpoint/restore.ts";
 export { type CheckpointSources, type WriteResult, writeCheckpoint } from "./checkpoint/write.ts";
 export { type ErrorCode, FormatError, ShaleError } from "./errors/index.ts";
+export { type DiskOptions, type ExportedDisk, exportDisk } from "./export/index.ts";
 export { type ConvertOptions, type ConvertOutput, type ConvertResult, convertImage } from "./images/convert.ts";
 export { type Difference, diffTrees } from "./images/diff.ts";
 export { openImageTree } from "./images/files.ts";
