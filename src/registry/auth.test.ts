@@ -24,7 +24,7 @@ const BASIC = `Basic ${Buffer.from(`me:${PASSWORD}`).toString("base64")}`;
 const token = (value: string, more: object = {}) => ok(Buffer.from(JSON.stringify({ token: value, ...more })));
 
 /** A client with the given `auths` entry for a host. */
-function clientWith(host: string, entry: object | undefined, options: RegistryOptions = {}): TestClient & Disposable {
+function clientWith(host: string, entry: object | undefined, options: RegistryOptions = {}): TestClient {
   const directory = temporaryDirectory();
   writeFileSync(
     join(directory.path, "config.json"),
@@ -33,8 +33,10 @@ function clientWith(host: string, entry: object | undefined, options: RegistryOp
   const one = testClient({ dockerConfigDir: directory.path, ...options });
   return {
     ...one,
-    [Symbol.dispose]: () => directory[Symbol.dispose](),
-    [Symbol.asyncDispose]: () => one[Symbol.asyncDispose](),
+    async [Symbol.asyncDispose]() {
+      using _ = directory;
+      await one[Symbol.asyncDispose]();
+    },
   };
 }
 
@@ -93,7 +95,7 @@ test("parseChallenges() reads what servers send", () => {
 
 test("a token is fetched once for many requests, with the password, for the scope of the challenge", async () => {
   await using server = await startScriptedServer();
-  using one = clientWith(server.host, passwordEntry);
+  await using one = clientWith(server.host, passwordEntry);
   await using _ = one;
   server.on("GET /token", token("T1", { expires_in: 300 }));
   const challenge = `Bearer realm="${server.origin}/token",service="svc",scope="repository:a:pull"`;
@@ -119,7 +121,7 @@ test("a token is fetched once for many requests, with the password, for the scop
 
 test("without credentials a token is asked for anonymously", async () => {
   await using server = await startScriptedServer();
-  using one = clientWith("elsewhere.example", passwordEntry);
+  await using one = clientWith("elsewhere.example", passwordEntry);
   await using _ = one;
   server.on("GET /token", ok(Buffer.from('{"access_token":"ANON"}')));
   const challenge = `Bearer realm="${server.origin}/token"`;
@@ -132,7 +134,7 @@ test("without credentials a token is asked for anonymously", async () => {
 
 test("a token that expires in the middle of a blob is renewed", async () => {
   await using server = await startScriptedServer();
-  using one = clientWith(server.host, passwordEntry);
+  await using one = clientWith(server.host, passwordEntry);
   await using _ = one;
   server.on("GET /token", token("T1"), token("T2"));
   const challenge = `Bearer realm="${server.origin}/token"`;
@@ -156,7 +158,7 @@ test("a token that expires in the middle of a blob is renewed", async () => {
 
 test("a token is renewed before it expires, by its expires_in", async () => {
   await using server = await startScriptedServer();
-  using one = clientWith(server.host, undefined);
+  await using one = clientWith(server.host, undefined);
   await using _ = one;
   server.on("GET /token", token("T1", { expires_in: 0.001 }), token("T2", { expires_in: 100 }));
   const challenge = `Bearer realm="${server.origin}/token"`;
@@ -170,7 +172,7 @@ test("a token is renewed before it expires, by its expires_in", async () => {
 
 test("an identity token is exchanged by POST, as oauth.md says", async () => {
   await using server = await startScriptedServer();
-  using one = clientWith(server.host, { identitytoken: "IDENTITY" });
+  await using one = clientWith(server.host, { identitytoken: "IDENTITY" });
   await using _ = one;
   server.on("POST /token", ok(Buffer.from('{"access_token":"T"}')));
   const challenge = `Bearer realm="${server.origin}/token",service="s&s"`;
@@ -194,7 +196,7 @@ test("basic authentication and registry tokens are sent as they are", async () =
     [{ registrytoken: "RT" }, "Bearer RT"],
   ] as const) {
     await using server = await startScriptedServer();
-    using one = clientWith(server.host, entry);
+    await using one = clientWith(server.host, entry);
     await using _ = one;
     const stored = server.blob("a", CONTENT, undefined, guarded([header], 'Basic realm="x"', ranges(CONTENT)));
     const bytes = await collect(one.client.openBlob(referenceTo(server, "a"), descriptorOf(stored)));
@@ -296,7 +298,7 @@ test("refusals are UNAUTHENTICATED or PERMISSION_DENIED, say what to do, and end
   };
   for (const [name, one] of Object.entries(cases)) {
     await using server = await startScriptedServer();
-    using client = clientWith(server.host, one.entry);
+    await using client = clientWith(server.host, one.entry);
     await using _ = client;
     for (const method of ["GET", "POST"]) server.on(`${method} /token`, one.token ?? status(500));
     const stored = server.blob(
@@ -321,7 +323,7 @@ test("refusals are UNAUTHENTICATED or PERMISSION_DENIED, say what to do, and end
 
 test("a server that repeats the password in its message does not get it into ours", async () => {
   await using server = await startScriptedServer();
-  using one = clientWith(server.host, passwordEntry);
+  await using one = clientWith(server.host, passwordEntry);
   await using _ = one;
   const echo = JSON.stringify({ errors: [{ code: "DENIED", message: `no ${PASSWORD} ${BASIC} \u001b[31mred` }] });
   const stored = server.blob("a", CONTENT, undefined, guarded([BASIC], "Basic", status(403, {}, echo)));
