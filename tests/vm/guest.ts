@@ -53,7 +53,7 @@ export async function runInGuest(scratch: string, disks: readonly string[], scri
     try {
       return await boot(["-accel", "kvm", "-cpu", "host", ...words], KVM_TIMEOUT_MS);
     } catch (error) {
-      // Where KVM is itself in a virtual machine, it may be there and hang.
+      // Where KVM is itself in a virtual machine, it may be there and hang, or QEMU may not know the host's processor and abort.
       if (!ShaleError.is(error, "UNAVAILABLE")) throw error;
     }
   }
@@ -62,6 +62,7 @@ export async function runInGuest(scratch: string, disks: readonly string[], scri
 
 async function boot(words: readonly string[], timeoutMs: number): Promise<string> {
   const { code, stdout, stderr } = await run(QEMU, words, { timeoutMs, input: "" });
+  if (code === undefined) throw new ShaleError("UNAVAILABLE", `Cannot run ${QEMU}: it aborted: ${stderr.toString()}`);
   if (code !== 0) throw new Error(`${QEMU} ended with ${code}: ${stderr.toString()}`);
   return stdout.toString("latin1").replaceAll("\r", "");
 }
