@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
 import { existsSync, mkdirSync, mkdtempSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { request } from "node:http";
-import { createServer } from "node:net";
+import http2 from "node:http2";
+import { connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, test } from "node:test";
@@ -17,6 +18,42 @@ const CRI_LABELS = {
   "containerd.io/snapshot/cri.image-ref": "docker.io/library/busybox:1",
   "containerd.io/snapshot/cri.layer-digest": "sha256:bb",
 };
+
+/** The code that the log has for the end of the first call for `key`, once it has ended. */
+async function endOf(daemon: Awaited<ReturnType<typeof startTestDaemon>>, key: string): Promise<unknown> {
+  for (;;) {
+    const line = daemon.log().find((fields) => fields.key === key && fields.code !== undefined);
+    if (line !== undefined) return line.code;
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+}
+
+/** One unary call with a deadline that the server alone keeps; resolves to the status that it answers. */
+async function callOverHttp2(address: string, path: string, request: Uint8Array, timeout: string): Promise<number> {
+  const session = http2.connect("http://localhost", { createConnection: () => connect(address) });
+  try {
+    const stream = session.request({
+      ":method": "POST",
+      ":path": path,
+      "content-type": "application/grpc",
+      te: "trailers",
+      "grpc-timeout": timeout,
+    });
+    const length = Buffer.alloc(5); // byte 0: not compressed
+    length.writeUInt32BE(request.length, 1);
+    stream.end(Buffer.concat([length, request]));
+    stream.resume();
+    // A call that fails before its first message is answered by trailers alone, which HTTP/2 sends as headers.
+    return await new Promise((resolve, reject) => {
+      const status = (headers: http2.IncomingHttpHeaders) => {
+        if (headers["grpc-status"] !== undefined) resolve(Number(headers["grpc-status"]));
+      };
+      stream.once("response", status).once("trailers", status).once("error", reject);
+    });
+  } finally {
+    session.destroy();
+  }
+}
 
 describe("the snapshots service", () => {
   test("carries every call and every field", async () => {
@@ -121,23 +158,34 @@ describe("the snapshots service", () => {
     assert.equal(statusOf(stopped, { deadlinePassed: true }).code, STATUS.DEADLINE_EXCEEDED);
   });
 
-  for (const how of ["cancelled", "late"] as const) {
-    test(`stops the work of a ${how} call, and leaves nothing of it`, async () => {
-      await using daemon = await startTestDaemon();
-      const { client, snapshots: methods, snapshotter } = daemon;
-      snapshotter.hold = new Promise(() => undefined);
-      const stop = new AbortController();
-      const options = how === "late" ? { timeoutMs: 50 } : { signal: stop.signal };
-      const call = client.unary(methods.Prepare, { key: "k" }, options);
-      if (how === "cancelled") setTimeout(() => stop.abort(), 50);
-      await assert.rejects(call, { code: how === "late" ? "UNAVAILABLE" : "CANCELLED" });
-      const ended = () => daemon.log().find(({ key, code }) => key === "k" && code !== undefined);
-      while (ended() === undefined) await new Promise((resolve) => setTimeout(resolve, 5));
-      assert.equal(ended()?.code, how === "late" ? "DEADLINE_EXCEEDED" : "CANCELLED");
-      snapshotter.hold = undefined;
-      await assert.rejects(client.unary(methods.Stat, { key: "k" }), { code: "NOT_FOUND" });
-    });
-  }
+  test("stops the work of a cancelled call, and leaves nothing of it", async () => {
+    await using daemon = await startTestDaemon();
+    const { client, snapshots: methods, snapshotter } = daemon;
+    snapshotter.hold = new Promise(() => undefined);
+    const stop = new AbortController();
+    const call = client.unary(methods.Prepare, { key: "k" }, { signal: stop.signal });
+    setTimeout(() => stop.abort(), 50);
+    await assert.rejects(call, { code: "CANCELLED" });
+    assert.equal(await endOf(daemon, "k"), "CANCELLED");
+    snapshotter.hold = undefined;
+    await assert.rejects(client.unary(methods.Stat, { key: "k" }), { code: "NOT_FOUND" });
+  });
+
+  test("stops the work of a late call, and leaves nothing of it", async () => {
+    await using daemon = await startTestDaemon();
+    const { client, snapshots: methods, snapshotter } = daemon;
+    snapshotter.hold = new Promise(() => undefined);
+    // A client of ours cancels by its own clock: which of the two ends the call first is chance. This one only waits.
+    const request = methods.Prepare.encodeRequest({ key: "k" });
+    assert.equal(
+      await callOverHttp2(daemon.config.address, methods.Prepare.path, request, "50m"),
+      STATUS.DEADLINE_EXCEEDED,
+    );
+    assert.equal(await endOf(daemon, "k"), "DEADLINE_EXCEEDED");
+    await assert.rejects(client.unary(methods.Prepare, { key: "k" }, { timeoutMs: 50 }), { code: "UNAVAILABLE" });
+    snapshotter.hold = undefined;
+    await assert.rejects(client.unary(methods.Stat, { key: "k" }), { code: "NOT_FOUND" });
+  });
 
   test("refuses a request of more than 16 MiB", async () => {
     await using daemon = await startTestDaemon();

@@ -217,8 +217,14 @@ export class RpcServer {
 
 const OK: Status = { name: "OK", code: STATUS.OK, details: "" };
 
+/**
+ * A client counts from before its request was on its way, so at its deadline it cancels a little before that has passed here; and a timer
+ * may fire a millisecond before the wall clock says so.
+ */
+const DEADLINE_SLACK_MS = 100;
+
 function hasPassed(deadline: Date | number): boolean {
-  return Number(deadline) <= Date.now();
+  return Number(deadline) - DEADLINE_SLACK_MS <= Date.now();
 }
 
 /** Resolves when the client has read enough to write again, or will not any more. */
