@@ -43,6 +43,8 @@ export class TreeWriter implements Disposable {
   readonly #attributes: Attributes;
   readonly #files: FileWriter;
   readonly #trees: OpenTree[] = [];
+  /** Directories of each tree that this thread was given. */
+  readonly #filled: number[] = [];
   readonly #closed: { readonly path: ByteString; readonly mode: number }[] = [];
   #told = 0;
 
@@ -120,9 +122,10 @@ export class TreeWriter implements Disposable {
   }
 
   /** An image that is damaged may lead in circles: more directories than it has inodes are too many. */
-  #checkSize({ reader }: OpenTree, { path, nid }: DirectoryTask): void {
-    if (path.length <= MAX_PATH && this.#tally.directories <= reader.superblock.inodeCount * this.#job.trees.length)
-      return;
+  #checkSize({ reader }: OpenTree, { tree, path, nid }: DirectoryTask): void {
+    const filled = (this.#filled[tree] ?? 0) + 1;
+    this.#filled[tree] = filled;
+    if (path.length <= MAX_PATH && filled <= reader.superblock.inodeCount) return;
     throw new ShaleError("DATA_LOSS", `Cannot check out inode ${nid}: the image's directories lead in circles`, {
       hint: "Run shale check --repair",
     });

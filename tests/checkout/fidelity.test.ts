@@ -7,9 +7,11 @@ import { chmodSync, chownSync, existsSync, mkdirSync, readdirSync, statSync } fr
 import { join } from "node:path";
 import { describe, test } from "node:test";
 import { type CheckoutOptions, type CheckoutResult, checkoutImage, Crew } from "../../src/checkout/index.ts";
+import { TAR_END } from "../../src/formats/tar/index.ts";
+import { entryBytes } from "../../src/formats/tar/testing.ts";
 import { findImage } from "../../src/images/find.ts";
 import type { Store } from "../../src/store/index.ts";
-import { pull, withStore } from "../../src/store/testing/fixtures.ts";
+import { pull, withStore, writeImage } from "../../src/store/testing/fixtures.ts";
 import { mountOverlay, run } from "../../src/sys/index.ts";
 import { setXattr } from "../../src/sys/libc.ts";
 import {
@@ -178,6 +180,25 @@ describe("checkouts of layers", needsRoot, () => {
         unmountBelow(merged);
       }),
     );
+  });
+
+  test("of a layer with few inodes, by a thread that has filled many directories of another, are no circle", async () => {
+    await withTemporaryDirectory(async (scratch) => {
+      const directories = Array.from({ length: 40 }, (_, at) => entryBytes({ path: `d${at}/`, type: "directory" }));
+      const small = Buffer.concat([entryBytes({ path: "file" }, "content"), TAR_END]);
+      writeImage(join(scratch, "layout"), TAG, [small, Buffer.concat([...directories, TAR_END])]);
+      await withStore(join(scratch, "store"), async (store) => {
+        await pull(store, join(scratch, "layout"), TAG);
+        await using crew = new Crew(1); // gets the upper layer first
+        using operation = store.begin("checkout");
+        const { manifest } = findImage(store, TAG);
+        const { layers } = await checkoutImage(operation, manifest, join(scratch, "layers"), crew, { layers: true });
+        assert.deepEqual(
+          layers.map((layer) => readdirSync(layer).length),
+          [1, 40],
+        );
+      });
+    });
   });
 
   test("of an unprivileged user carry marks for userxattr, and whiteouts", async () => {

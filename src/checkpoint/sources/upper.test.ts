@@ -112,9 +112,9 @@ with tarfile.open(archive) as outer:
             elif os.path.lexists(path): os.remove(path)
 `;
 
-/** Python's times are doubles. */
-function inSeconds(lines: readonly string[]): string[] {
-  return lines.map((line) => line.replace(/ (\d{10})\d{9} /, " $1 "));
+/** Python's times are doubles, and its tarfile gives symlinks none. */
+function asPython(lines: readonly string[]): string[] {
+  return lines.map((line) => line.replace(/ (\d{10})\d{9} /, / 12\d{4} /.test(line) ? " " : " $1 "));
 }
 
 describe("the changes of an overlay", needsRoot, () => {
@@ -149,7 +149,7 @@ describe("the changes of an overlay", needsRoot, () => {
         await withOverlay(lower, place, ["podman", "work4", "merged4"], undefined, (root) => {
           execFileSync("python3", ["-c", PODMAN, place("archive"), root]);
           if (shaleOnly) return;
-          assert.deepEqual(inSeconds(view(root)), inSeconds(expected), "by podman");
+          assert.deepEqual(asPython(view(root)), asPython(expected), "by podman");
         });
       });
     });
