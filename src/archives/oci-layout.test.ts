@@ -318,6 +318,24 @@ test("OciLayout follows symlinks to blobs (Bazel) and refuses what is not a regu
     assert.throws(() => layout.readBlob(device, 10), failsWith("FAILED_PRECONDITION"));
   }));
 
+function replace(path: string, make: (path: string) => unknown): void {
+  rmSync(path);
+  make(path);
+}
+
+test("openOciLayout() of files that may not be read says PERMISSION_DENIED, and which", () =>
+  inDirectory((directory) => {
+    const blob = { digest: digestOf("abc"), size: 3 };
+    const layout = handMade(directory, []);
+    writeFileSync(blobFile(directory, blob.digest), "abc");
+    for (const path of [join(directory, "oci-layout"), join(directory, "index.json")]) {
+      using _ = injectFault({ kind: "open", path: new RegExp(`^${path}$`), errno: "EACCES" });
+      assert.throws(() => openOciLayout(directory), failsWith("PERMISSION_DENIED", new RegExp(`Cannot read ${path}`)));
+    }
+    using _ = injectFault({ kind: "open", path: /blobs.sha256/, errno: "EACCES" });
+    assert.throws(() => layout.readBlob(blob, 3), failsWith("PERMISSION_DENIED"));
+  }));
+
 for (const [name, prepare, expected] of [
   ["no oci-layout file", (d) => rmSync(join(d, "oci-layout")), "NOT_FOUND"],
   ["an oci-layout file that is no JSON", (d) => writeFileSync(join(d, "oci-layout"), "x"), "INVALID_ARGUMENT"],
@@ -325,6 +343,12 @@ for (const [name, prepare, expected] of [
   ["an empty object", (d) => writeFileSync(join(d, "oci-layout"), "{}"), "UNIMPLEMENTED"],
   ["an over-long oci-layout file", (d) => writeFileSync(join(d, "oci-layout"), " ".repeat(5000)), "RESOURCE_EXHAUSTED"],
   ["no index.json", (d) => rmSync(join(d, "index.json")), "NOT_FOUND"],
+  ["an index.json that is a directory", (d) => replace(join(d, "index.json"), mkdirSync), "INVALID_ARGUMENT"],
+  [
+    "an index.json that is a circle of symlinks",
+    (d) => replace(join(d, "index.json"), (path) => symlinkSync("index.json", path)),
+    "FAILED_PRECONDITION",
+  ],
   ["an index.json over 4 MiB", (d) => writeFileSync(join(d, "index.json"), " ".repeat(5 << 20)), "RESOURCE_EXHAUSTED"],
   ["an index.json that is a manifest", (d) => writeFileSync(join(d, "index.json"), manifestOf("")), "INVALID_ARGUMENT"],
   [

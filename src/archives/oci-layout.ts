@@ -21,7 +21,7 @@ import {
   verifyDigest,
 } from "../oci/index.ts";
 import { findFile, readFile, realPath } from "../sys/index.ts";
-import { type FileRange, readFileRange } from "./file-range.ts";
+import { explainUnreadable, type FileRange, readFileRange } from "./file-range.ts";
 import type { TarFile } from "./tar-file.ts";
 
 /** The name of an index entry: a tag, by the specification; some tools write a whole reference. */
@@ -64,7 +64,7 @@ export interface OciLayout {
   findBlob(digest: Descriptor["digest"]): FileRange | undefined;
 }
 
-/** Opens a layout for reading. NOT_FOUND when the directory is none; FormatError for what is in it and malformed. */
+/** Opens a layout for reading. NOT_FOUND when the directory is none, PERMISSION_DENIED; FormatError for what is in it and malformed. */
 export function openOciLayout(path: string): OciLayout {
   const directory = resolve(path);
   checkLayoutFile(directory);
@@ -231,6 +231,10 @@ const MATCHES: readonly ((entry: Descriptor, name: string) => boolean)[] = [
 ];
 
 function readSmallFile(directory: string, name: string, limit: number): Uint8Array {
+  return explainUnreadable(join(directory, name), () => readRegularFile(directory, name, limit));
+}
+
+function readRegularFile(directory: string, name: string, limit: number): Uint8Array {
   const path = realPath(join(directory, name));
   const status = path === undefined ? undefined : findFile(path);
   if (path === undefined || status === undefined) {
@@ -241,8 +245,9 @@ function readSmallFile(directory: string, name: string, limit: number): Uint8Arr
 }
 
 function findBlobFile(directory: string, digest: Descriptor["digest"]): FileRange | undefined {
+  const name = blobPath(directory, digest);
   // Bazel makes layouts whose blobs are symlinks. What they lead to is verified like any.
-  const path = realPath(blobPath(directory, digest));
+  const path = explainUnreadable(name, () => realPath(name));
   if (path === undefined) return undefined;
   const status = findFile(path);
   if (status === undefined) return undefined;

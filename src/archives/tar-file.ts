@@ -9,7 +9,7 @@ import { detectCompression } from "../formats/compression/index.ts";
 import { realPath, statFile } from "../sys/index.ts";
 import { cleanName, type Member, scanMembers } from "./docker-members.ts";
 import { readHead, spoolArchive } from "./docker-spool.ts";
-import { type FileRange, readFileRange } from "./file-range.ts";
+import { explainUnreadable, type FileRange, readFileRange } from "./file-range.ts";
 
 /** Links from one member to another that are followed, one after the other. */
 const MAX_LINKS = 16;
@@ -48,13 +48,14 @@ export class TarFile {
    */
   static async open(path: string, options: OpenTarOptions = {}): Promise<TarFile> {
     const { spoolDirectory, signal } = options;
-    let tar = realPath(path);
+    let tar = explainUnreadable(path, () => realPath(path));
     if (tar === undefined) throw new ShaleError("NOT_FOUND", `Cannot open ${path}: no such file`);
     if (statFile(tar).kind !== "file") {
       const hint = "Layers are read from their places in the file: a pipe or directory can't be used";
       throw new ShaleError("FAILED_PRECONDITION", `Cannot open ${path}: it is not a regular file`, { hint });
     }
-    const compression = detectCompression(readHead(tar));
+    const file = tar;
+    const compression = explainUnreadable(path, () => detectCompression(readHead(file)));
     if (compression !== "none") {
       if (spoolDirectory === undefined) {
         const hint = `Decompress it first, with ${compression === "gzip" ? "gunzip" : "unzstd"}`;
