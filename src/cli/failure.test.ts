@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import { ShaleError } from "../errors/index.ts";
 import { formatFailure, formatFailureJson } from "./failure.ts";
+import { systemError } from "../sys/system-error.ts";
 import { createLog, formatLogJson, formatLogText, type LogLevel } from "../log/index.ts";
 
 const NESTED = new ShaleError("UNAVAILABLE", "Cannot pull x: registry does not answer", {
@@ -30,6 +31,14 @@ describe("formatFailure()", () => {
     const text = formatFailure(new TypeError("x is undefined"), { stack: false });
     assert.match(text, /^shale: internal error: TypeError: x is undefined\nhint: .*report.*\nTypeError: x[\s\S]*at /);
   });
+  test("does not take what the machine or the caller's rights say for a mistake of ours", () => {
+    const denied = systemError("EACCES", "open", "/a, b/index.json");
+    assert.equal(formatFailure(denied, { stack: false }), "shale: Cannot open /a, b/index.json: permission denied\n");
+    const full = systemError("ENOSPC", "write");
+    assert.equal(formatFailure(full, { stack: false }), "shale: Cannot write a file: no space left on device\n");
+    assert.match(formatFailure(full, { stack: true }), /\n.*at .*failure\.test\.ts/);
+    assert.match(formatFailure(systemError("EBADF", "read"), { stack: false }), /^shale: internal error: /);
+  });
   test("shows the stack of any error on request", () => {
     assert.match(formatFailure(NESTED, { stack: true }), /failure\.test\.ts/);
   });
@@ -56,6 +65,10 @@ describe("formatFailureJson()", () => {
         hint: "try again",
       },
     });
+  });
+  test("gives what the machine says its code", () => {
+    const { error } = JSON.parse(formatFailureJson(systemError("EROFS", "mkdir", "/x")));
+    assert.deepEqual(error, { code: "PERMISSION_DENIED", message: "Cannot mkdir /x: read-only file system" });
   });
   test("calls a mistake of ours INTERNAL", () => {
     assert.equal(JSON.parse(formatFailureJson(new RangeError("x"))).error.code, "INTERNAL");
