@@ -1,20 +1,11 @@
 import { type ByteString, displayBytes } from "../../bytes/index.ts";
 import type { ErrorCode, FormatError } from "../../errors/index.ts";
-import type { Xattr } from "../layer-index/index.ts";
-import { type Segment, type TarEntry, type TarEntryType, type TarSink, type TarUnkept, tarError } from "./entry.ts";
-import {
-  BLOCK_SIZE,
-  checksumMatches,
-  type Dialect,
-  dialectOf,
-  FIELDS,
-  type HeaderField,
-  isZero,
-  numberField,
-  textField,
-} from "./header.ts";
+import { type Segment, type TarEntry, type TarSink, tarError } from "./entry.ts";
+import { countField, type Draft, readEntryHeader, tooLarge } from "./entry-header.ts";
+import { type ExtendedKind, ExtendedHeaders, extendedKindOf } from "./extended-headers.ts";
+import { BLOCK_SIZE, checksumMatches, type Dialect, FIELDS, isZero } from "./header.ts";
 import { DEFAULT_TAR_LIMITS, type TarLimits } from "./limits.ts";
-import { decodePax, type Fail, type PaxHeader, type PaxTime, xattrList } from "./pax.ts";
+import type { Fail, PaxHeader } from "./pax.ts";
 import { decodeOldSparse, OLD_SPARSE_EXTENSION, OLD_SPARSE_HEADER, SparseMapReader, segmentsOf } from "./sparse.ts";
 
 /** What the next byte belongs to. */
@@ -41,39 +32,6 @@ const PARTS: Readonly<Record<State, string>> = {
   closed: "tar",
 };
 
-/** Extended headers by type flag. "X" is Solaris's name for "x". */
-type MetaKind = "x" | "g" | "L" | "K";
-
-/** An entry whose sparse map is not complete yet. */
-type Draft = { -readonly [K in keyof TarEntry]: TarEntry[K] };
-
-const NO_XATTRS: readonly Xattr[] = [];
-const NO_PAX: PaxHeader = {};
-const TYPES: Readonly<Record<string, TarEntryType>> = {
-  "\0": "file", // v7
-  "0": "file",
-  "1": "hardlink",
-  "2": "symlink",
-  "3": "character",
-  "4": "block",
-  "5": "directory",
-  "6": "fifo",
-  "7": "file", // contiguous
-  S: "file", // old GNU sparse
-  D: "directory", // GNU incremental: a directory whose data lists its names
-};
-const REFUSED: Readonly<Record<string, string>> = {
-  M: "is the rest of a file from another volume",
-  N: "is a list of long names of an old GNU tar",
-  A: "is a Solaris ACL",
-  E: "is a Solaris extended attribute file",
-  I: "is an inode without data (star)",
-  s: "is a socket, and a layer can't hold one",
-};
-/** Type bits that some writers keep in the mode field; S_IFSOCK, stat(2). */
-const FILE_TYPE_BITS = 0o170000;
-const SOCKET_BITS = 0o140000;
-
 /**
  * Push decoder: give it the tar by `write`, then call `end`. See index.ts for what it accepts. Throws FormatError at the
  * first byte that can't be meant; a decoder that has thrown is not used any more. Holds at most one block, one extended
@@ -94,17 +52,11 @@ export class TarDecoder {
   readonly #held = Buffer.alloc(BLOCK_SIZE);
   #heldLength = 0;
 
-  #metaKind: MetaKind = "x";
-  #metaOffset = 0;
+  /** The body of an extended header that is cut by the end of a chunk. */
   #metaBody: Buffer | undefined;
   #metaLength = 0;
-
-  // what was said before the entry's own header
-  #firstHeader = -1;
-  #pax: PaxHeader | undefined;
-  #longName: ByteString | undefined;
-  #longLink: ByteString | undefined;
-  readonly #global: PaxHeader = {};
+  /** What was said before the entry's own header. */
+  readonly #said: ExtendedHeaders;
 
   #draft: Draft | undefined;
   #oldSparseMap: number[] = [];
@@ -114,6 +66,7 @@ export class TarDecoder {
   constructor(sink: TarSink, limits: Partial<TarLimits> = {}) {
     this.#sink = sink;
     this.#limits = { ...DEFAULT_TAR_LIMITS, ...limits };
+    this.#said = new ExtendedHeaders(this.#limits);
   }
 
   /** The chunk is not kept after the call. */
@@ -169,8 +122,8 @@ export class TarDecoder {
     if (state === "trailer") return;
     if (state === "one-zero" && this.#heldLength === 0) return;
     if (state === "header" && this.#heldLength === 0) {
-      if (this.#firstHeader < 0) return;
-      throw tarError("extended header", "the tar ends before its entry", this.#firstHeader);
+      if (this.#said.firstOffset < 0) return;
+      throw tarError("extended header", "the tar ends before its entry", this.#said.firstOffset);
     }
     throw tarError(PARTS[state], "is cut off: the tar ends inside it", this.#base, {
       path: state === "payload" ? this.#path : undefined,
@@ -265,8 +218,8 @@ export class TarDecoder {
   #readHeader(block: Buffer, start: number, chunk: Buffer, at: number): void {
     const offset = this.#base + at - BLOCK_SIZE;
     if (block[start] === 0 && isZero(block, start, start + BLOCK_SIZE)) {
-      if (this.#firstHeader >= 0) {
-        throw tarError("extended header", "the archive ends before its entry", this.#firstHeader);
+      if (this.#said.firstOffset >= 0) {
+        throw tarError("extended header", "the archive ends before its entry", this.#said.firstOffset);
       }
       this.#path = undefined;
       this.#state = "one-zero";
@@ -278,13 +231,14 @@ export class TarDecoder {
       throw tarError("header", `checksum does not match${before}`, offset);
     }
     const flag = String.fromCharCode(block[start + FIELDS.type.offset]!);
-    if (flag === "x" || flag === "X" || flag === "g" || flag === "L" || flag === "K") {
-      this.#startMeta(flag === "X" ? "x" : flag, block, start, offset);
+    const kind = extendedKindOf(flag);
+    if (kind !== undefined) {
+      this.#startMeta(kind, block, start, offset);
       return;
     }
     if (flag === "V") {
       // GNU volume label: names the archive, not a file. It has no data; if a writer gave it some, it means nothing.
-      this.#skipData(this.#number(block, start, FIELDS.size, offset, "volume label"));
+      this.#skipData(countField(block, start, FIELDS.size, offset, "volume label"));
       return;
     }
     this.#readEntry(flag, block, start, offset, chunk, at);
@@ -292,21 +246,9 @@ export class TarDecoder {
 
   // extended headers
 
-  #startMeta(kind: MetaKind, block: Buffer, start: number, offset: number): void {
-    const size = this.#number(block, start, FIELDS.size, offset, undefined);
-    if (size > this.#limits.metaHeaderSize) {
-      throw tarError("extended header", `has ${size} bytes, more than ${this.#limits.metaHeaderSize}`, offset, {
-        code: "RESOURCE_EXHAUSTED",
-      });
-    }
-    const taken = { x: this.#pax, L: this.#longName, K: this.#longLink, g: undefined };
-    if (taken[kind] !== undefined) {
-      // Readers differ (the last counts, or both): refused, so that the tar can't mean two things.
-      throw tarError("extended header", `a second one of type ${kind} for one entry`, offset);
-    }
-    if (kind !== "g" && this.#firstHeader < 0) this.#firstHeader = offset;
-    this.#metaKind = kind;
-    this.#metaOffset = offset;
+  #startMeta(kind: ExtendedKind, block: Buffer, start: number, offset: number): void {
+    const size = countField(block, start, FIELDS.size, offset, undefined);
+    this.#said.begin(kind, size, offset);
     this.#metaBody = undefined;
     this.#metaLength = 0;
     this.#remaining = size;
@@ -333,106 +275,18 @@ export class TarDecoder {
   #finishMeta(bytes: Buffer, start: number, stop: number): void {
     this.#metaBody = undefined;
     this.#skip(this.#padding);
-    const fail = this.#failAt(this.#metaOffset, undefined);
-    if (this.#metaKind === "g") {
-      decodePax(bytes, start, stop, this.#global, true, this.#limits, fail);
-    } else if (this.#metaKind === "x") {
-      this.#pax = {};
-      decodePax(bytes, start, stop, this.#pax, false, this.#limits, fail);
-    } else {
-      const nul = bytes.indexOf(0, start);
-      const end = nul < 0 || nul > stop ? stop : nul;
-      const what = this.#metaKind === "L" ? "long name" : "long link name";
-      if (end === start) throw fail(what, "is empty");
-      if (end - start > this.#limits.pathLength) {
-        throw fail(what, `has more than ${this.#limits.pathLength} bytes`, "RESOURCE_EXHAUSTED");
-      }
-      const text = bytes.toString("latin1", start, end);
-      if (this.#metaKind === "L") this.#longName = text;
-      else this.#longLink = text;
-    }
+    this.#said.finish(bytes, start, stop);
   }
 
   // entries
 
   #readEntry(flag: string, block: Buffer, start: number, offset: number, chunk: Buffer, at: number): void {
-    const dialect = dialectOf(block, start);
-    const headerOffset = this.#firstHeader < 0 ? offset : this.#firstHeader;
-    const pax = this.#pax ?? NO_PAX;
-    const sparse = pax.sparse;
-    const longName = this.#longName;
-    if (longName !== undefined && pax.path !== undefined && longName !== pax.path) {
-      throw tarError("name", "differs between a GNU long name and a PAX path", headerOffset, { path: longName });
-    }
-    const path = sparse?.name ?? longName ?? pax.path ?? headerPath(block, start, dialect);
-    this.#path = path;
-    let type = TYPES[flag];
-    if (type === undefined) {
-      const code = block[start + FIELDS.type.offset]!;
-      const problem = REFUSED[flag] ?? "is not known";
-      throw tarError("type flag", `${flag >= "!" && flag <= "~" ? flag : `byte ${code}`} ${problem}`, headerOffset, {
-        path,
-      });
-    }
-    if (path === "") throw tarError("name", "is empty", headerOffset);
-    const number = (field: HeaderField) => this.#number(block, start, field, headerOffset, path);
-
-    const fullMode = number(FIELDS.mode);
-    const modeField = fullMode % 0o1000000;
-    if (type === "file" && (modeField & FILE_TYPE_BITS) === SOCKET_BITS) {
-      throw tarError("mode", "is that of a socket, and a layer can't hold one", headerOffset, { path });
-    }
-    let linkTarget = "";
-    if (type === "hardlink" || type === "symlink") {
-      linkTarget = this.#longLink ?? pax.linkPath ?? textField(block, start, FIELDS.linkName);
-      if (linkTarget === "") throw tarError("link name", "is empty", headerOffset, { path });
-    }
-    let stored = pax.size ?? number(FIELDS.size);
-    if (type === "file" && path.charCodeAt(path.length - 1) === 0x2f) {
-      // Before ustar a directory was a file with a slash at its end. With data, readers disagree on where it ends.
-      if (stored !== 0 || flag === "S" || sparse !== undefined) {
-        throw tarError("name", "of a file with content ends in a slash", headerOffset, { path });
-      }
-      type = "directory";
-    }
-    const dumpSize = flag === "D" ? stored : 0;
-    // Links, directories and special files have no data, whatever their size field says: POSIX has it ignored (it may
-    // be a directory's allocation, or a hard link's file size), and Go, which containerd and podman unpack with, does.
-    if (type !== "file") stored = 0;
-    if (stored > this.#limits.fileSize) throw this.#tooLarge(stored, headerOffset, path);
-
-    const unkept = unkeptOf(type, flag, fullMode, pax, this.#global, dialect, block, start);
-    const time: PaxTime | undefined = pax.mtime ?? this.#global.mtime;
-    const special = type === "character" || type === "block";
-    const draft: Draft = {
-      type,
-      path,
-      linkTarget,
-      mode: modeField & 0o7777,
-      uid: pax.uid ?? this.#global.uid ?? number(FIELDS.uid),
-      gid: pax.gid ?? this.#global.gid ?? number(FIELDS.gid),
-      size: stored,
-      mtimeSeconds: time === undefined ? this.#seconds(block, start, headerOffset) : time.seconds,
-      mtimeNanoseconds: time === undefined ? 0 : time.nanoseconds,
-      rdevMajor: special ? (pax.devMajor ?? (dialect === "v7" ? 0 : number(FIELDS.devMajor))) : 0,
-      rdevMinor: special ? (pax.devMinor ?? (dialect === "v7" ? 0 : number(FIELDS.devMinor))) : 0,
-      xattrs: pax.xattrs === undefined ? NO_XATTRS : xattrList(pax.xattrs),
-      segments: undefined,
-      headerOffset,
-      ignoredRecords: pax.ignored,
-      ...(unkept && { unkept }),
-    };
-    if (pax.realSize !== undefined && type === "file" && pax.realSize !== stored) {
-      throw tarError("SCHILY.realsize", "differs from the size: star's sparse files are not supported", headerOffset, {
-        path,
-      });
-    }
-    this.#firstHeader = -1;
-    this.#pax = undefined;
-    this.#longName = undefined;
-    this.#longLink = undefined;
-    this.#remaining = stored;
-    this.#padding = paddingOf(stored);
+    const { draft, dialect, dumpSize } = readEntryHeader(flag, block, start, offset, this.#said, this.#limits);
+    const { sparse } = this.#said.pax;
+    this.#path = draft.path;
+    this.#said.clear();
+    this.#remaining = draft.size;
+    this.#padding = paddingOf(draft.size);
     if (flag === "S") {
       this.#startOldSparse(draft, dialect, block, start, chunk, at);
     } else if (sparse !== undefined) {
@@ -461,7 +315,7 @@ export class TarDecoder {
   #startOldSparse(draft: Draft, dialect: Dialect, block: Buffer, start: number, chunk: Buffer, at: number): void {
     const fail = this.#failAt(draft.headerOffset, draft.path);
     if (dialect !== "gnu") throw fail("type flag", "S without GNU magic: star's sparse files are not supported");
-    draft.size = this.#number(block, start, FIELDS.sparseRealSize, draft.headerOffset, draft.path);
+    draft.size = countField(block, start, FIELDS.sparseRealSize, draft.headerOffset, draft.path);
     this.#draft = draft;
     this.#oldSparseMap = [];
     const [pairs, extended] = OLD_SPARSE_HEADER;
@@ -491,7 +345,7 @@ export class TarDecoder {
   }
 
   #startSparse(draft: Draft, map: readonly number[], chunk: Buffer, at: number): void {
-    if (draft.size > this.#limits.fileSize) throw this.#tooLarge(draft.size, draft.headerOffset, draft.path);
+    if (draft.size > this.#limits.fileSize) throw tooLarge(draft.size, this.#limits, draft.headerOffset, draft.path);
     const fail = this.#failAt(draft.headerOffset, draft.path);
     const segments: readonly Segment[] | undefined = segmentsOf(map, draft.size, this.#remaining, fail);
     draft.segments = segments;
@@ -523,33 +377,9 @@ export class TarDecoder {
     this.#rawFrom = end;
   }
 
-  #number(block: Buffer, start: number, field: HeaderField, offset: number, path: ByteString | undefined): number {
-    const value = numberField(block, start, field);
-    if (!(value >= 0)) {
-      const problem = value < 0 ? `${value} is negative` : "is neither octal nor base-256 below 2^53";
-      throw tarError(field.name, problem, offset, { path });
-    }
-    return value;
-  }
-
-  #seconds(block: Buffer, start: number, offset: number): number {
-    const value = numberField(block, start, FIELDS.mtime);
-    if (Number.isNaN(value)) {
-      throw tarError("mtime", "is neither octal nor base-256 below 2^53", offset, { path: this.#path });
-    }
-    return value;
-  }
-
   #failAt(offset: number, path: ByteString | undefined): Fail {
     return (field: string, problem: string, code?: ErrorCode): FormatError =>
       tarError(field, problem, offset, { path, code });
-  }
-
-  #tooLarge(size: number, offset: number, path: ByteString): FormatError {
-    return tarError("size", `${size} is more than ${this.#limits.fileSize} bytes`, offset, {
-      path,
-      code: "RESOURCE_EXHAUSTED",
-    });
   }
 
   #trailingGarbage(bytes: Buffer, at: number): FormatError {
@@ -567,55 +397,4 @@ function view(bytes: Buffer, start: number, end: number): Uint8Array {
 function paddingOf(size: number): number {
   const rest = size % BLOCK_SIZE;
   return rest === 0 ? 0 : BLOCK_SIZE - rest;
-}
-
-/** Undefined for the usual header, which says nothing of the kind. */
-function unkeptOf(
-  type: TarEntryType,
-  flag: string,
-  fullMode: number,
-  pax: PaxHeader,
-  global: PaxHeader,
-  dialect: Dialect,
-  block: Buffer,
-  start: number,
-): TarUnkept | undefined {
-  let differsInGo: string | undefined;
-  if (flag === "7" || flag === "D") differsInGo = `its type flag is ${flag}`;
-  else if (pax.foreign !== undefined) differsInGo = `it has a record ${pax.foreign}`;
-  else if (global.mtime !== undefined || global.uid !== undefined || global.gid !== undefined) {
-    differsInGo = "a global header counts for it";
-  } else if (type !== "file" && (pax.size ?? numberField(block, start, FIELDS.size)) !== 0) {
-    differsInGo = `it is a ${type} with a size`;
-  } else if (type !== "character" && type !== "block" && dialect !== "v7" && hasDevice(block, start)) {
-    differsInGo = `it is a ${type} with a device number`;
-  }
-  // where one of them is 0, Go takes the field for unused
-  const fields =
-    dialect === "gnu"
-      ? ([FIELDS.gnuAccessTime, FIELDS.gnuChangeTime] as const)
-      : dialect === "star"
-        ? ([FIELDS.starAccessTime, FIELDS.starChangeTime] as const)
-        : undefined;
-  const timeOf = (told: string | undefined, field: HeaderField | undefined) =>
-    told ??
-    (field === undefined || block[start + field.offset] === 0 ? undefined : `${numberField(block, start, field)}`);
-  const accessTime = timeOf(pax.accessTime, fields?.[0]);
-  const changeTime = timeOf(pax.changeTime, fields?.[1]);
-  const modeField = fullMode > 0o7777 ? fullMode : undefined;
-  if (modeField === undefined && accessTime === undefined && changeTime === undefined && differsInGo === undefined) {
-    return undefined;
-  }
-  return { modeField, accessTime, changeTime, differsInGo };
-}
-
-function hasDevice(block: Buffer, start: number): boolean {
-  return numberField(block, start, FIELDS.devMajor) > 0 || numberField(block, start, FIELDS.devMinor) > 0;
-}
-
-function headerPath(block: Buffer, start: number, dialect: Dialect): ByteString {
-  const name = textField(block, start, FIELDS.name);
-  if (dialect === "v7" || dialect === "gnu") return name; // GNU keeps access and change time where the prefix is
-  const prefix = textField(block, start, dialect === "star" ? FIELDS.starPrefix : FIELDS.prefix);
-  return prefix === "" ? name : `${prefix}/${name}`;
 }
