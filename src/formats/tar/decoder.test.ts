@@ -83,6 +83,16 @@ const MEANINGS: readonly {
       { type: "fifo", size: 0 },
     ],
   },
+  {
+    name: "a last file without its padding (umoci insert 0.4.7), as Go does",
+    tar: [EMPTY_FILE, block({ size: 3 }), Buffer.from("hi\n")],
+    want: [{ path: "f" }, { payload: "hi\n" }],
+  },
+  {
+    name: "a last file without all of its padding",
+    tar: [block({ size: 3 }), Buffer.from("hi\n\0")],
+    want: [{ payload: "hi\n" }],
+  },
   { name: "the ustar prefix", tar: [block({ at: { 345: "a/b" } })], want: [{ path: "a/b/name" }] },
   {
     name: "no prefix in v7 and GNU, where other things are",
@@ -349,7 +359,12 @@ const REFUSED: readonly {
     error: /content of "name"/,
     offset: 513,
   },
-  { name: "padding that is cut off", tar: [block({ size: 1 }), Buffer.from("x")], error: /padding/, offset: 513 },
+  {
+    name: "padding of an extended header that is cut off",
+    tar: [meta("x", records(["a", "b"])).subarray(0, 600)],
+    error: /padding/,
+    offset: 600,
+  },
   {
     name: "an extended header that is cut off",
     tar: [meta("x", records(["a", "b"])).subarray(0, 514)],
