@@ -47,6 +47,7 @@ import {
   unlinkat,
 } from "./libc-at.ts";
 import { systemError } from "./system-error.ts";
+import { unlessAbsent } from "./unless-absent.ts";
 
 export type { Statx } from "./libc-at.ts";
 
@@ -402,16 +403,6 @@ function openToEmpty(directory: number, path: ByteString): number {
   const { mode, uid } = statDescriptor(fd);
   if ((mode & 0o300) !== 0o300 && uid === process.geteuid?.()) setPermissions(fd, 0o700);
   return fd;
-}
-
-function unlessAbsent(run: () => void): boolean {
-  try {
-    run();
-    return true;
-  } catch (error) {
-    if (errnoOf(error) === "ENOENT") return false;
-    throw error;
-  }
 }
 
 /** Everything written to the file system of an open directory survives a power cut afterwards. */

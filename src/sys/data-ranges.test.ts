@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { closeSync, ftruncateSync, openSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
-import { DataMap, dataRanges } from "./data-ranges.ts";
+import { DataMap, dataBytes, dataRanges } from "./data-ranges.ts";
 import { withTemporaryDirectory } from "./testing/filesystems.ts";
 
 const MIB = 1 << 20;
@@ -25,6 +25,8 @@ test("dataRanges() gives the data of a sparse file, cut to the range, and nothin
       assert.deepEqual([...dataRanges(fd, MIB + 4096, MIB)], []);
       assert.deepEqual([...dataRanges(fd, 3 * MIB + 4096, 100 * MIB)], [{ offset: 3 * MIB + 4096, length: 4096 }]);
       assert.deepEqual([...dataRanges(fd, 5 * MIB, 10)], []);
+      assert.equal(dataBytes(fd, 0, 100 * MIB), 3 * 4096);
+      assert.equal(dataBytes(fd, MIB + 1024, 3 * MIB + 4096), 3072 + 4096);
     } finally {
       closeSync(fd);
     }

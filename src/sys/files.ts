@@ -13,14 +13,12 @@ import {
   FALLOC_FL_KEEP_SIZE,
   FALLOC_FL_PUNCH_HOLE,
   fallocate,
-  lseek,
   RENAME_NOREPLACE,
   renameat2,
-  SEEK_DATA,
-  SEEK_HOLE,
   SYNC_FILE_RANGE_WRITE,
   syncFileRange,
 } from "./libc.ts";
+import { unlessAbsent } from "./unless-absent.ts";
 import { systemError } from "./system-error.ts";
 
 const { O_CREAT, O_EXCL, O_RDONLY, O_RDWR, O_NOFOLLOW } = fs.constants;
@@ -164,16 +162,6 @@ export function removeDirectory(path: string): boolean {
   return effect("rmdir", path, () => unlessAbsent(() => fs.rmdirSync(path)));
 }
 
-function unlessAbsent(run: () => void): boolean {
-  try {
-    run();
-    return true;
-  } catch (error) {
-    if (errnoOf(error) === "ENOENT") return false;
-    throw error;
-  }
-}
-
 /** Frees the blocks wholly inside the range and zeroes the rest of it; size and offsets stay. */
 export function punchHole(fd: number, offset: number, length: number): void {
   effect("punch", fd, () => fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, length), {
@@ -185,25 +173,6 @@ export function punchHole(fd: number, offset: number, length: number): void {
 /** Takes blocks for the whole file of `size` bytes; ENOSPC when there are not as many, EOPNOTSUPP where it can't be done. */
 export function allocate(fd: number, size: number): void {
   effect("truncate", fd, () => fallocate(fd, 0, 0, size), { length: size });
-}
-
-/** Bytes of data, not of holes, from `start` to `end`, as the file system tells them (in whole blocks of its own). */
-export function dataBytes(fd: number, start: number, end: number): number {
-  let sum = 0;
-  for (let at = start; at < end; ) {
-    let data: number;
-    try {
-      data = lseek(fd, at, SEEK_DATA);
-    } catch (error) {
-      if (errnoOf(error) === "ENXIO") break; // no data behind `at`
-      throw error;
-    }
-    if (data >= end) break;
-    const hole = lseek(fd, data, SEEK_HOLE);
-    sum += Math.min(hole, end) - data;
-    at = hole;
-  }
-  return sum;
 }
 
 /** Starts writeback of a range now, so that the later {@link datasync} has less to wait for. Makes nothing durable. */

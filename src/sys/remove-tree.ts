@@ -5,6 +5,7 @@
 import * as fs from "node:fs";
 import { errnoOf } from "../errors/index.ts";
 import { effect, observed } from "./effects.ts";
+import { unlessAbsent } from "./unless-absent.ts";
 
 /** linux/limits.h has 4096 with the NUL; a name adds up to 256. Deeper directories are moved up before they are entered. */
 const PATH_LIMIT = 3800;
@@ -94,14 +95,4 @@ function unlink(path: Buffer): boolean {
 
 function removeDirectory(path: Buffer): boolean {
   return effect("rmdir", path.toString(), () => unlessAbsent(() => fs.rmdirSync(path)));
-}
-
-function unlessAbsent(run: () => void): boolean {
-  try {
-    run();
-    return true;
-  } catch (error) {
-    if (errnoOf(error) === "ENOENT") return false;
-    throw error;
-  }
 }
