@@ -1,5 +1,5 @@
 /**
- * System calls that take a name in an open directory, by koffi; the other half of `libc.ts`, whose rules hold here too.
+ * System calls that take a name in an open directory, by koffi. Rules as for `libc.ts`.
  *
  * Names are byte strings (one unit, one byte) and go through one buffer of this thread: a checkout makes five such calls a
  * file, and converting each name anew would cost more than the call. Flags and structures are those of Linux on x86_64 and
@@ -7,7 +7,7 @@
  */
 import { constants } from "node:fs";
 import type { ByteString } from "../bytes/index.ts";
-import { call } from "./libc.ts";
+import { AT_FDCWD, call } from "./libc-call.ts";
 import { systemError } from "./system-error.ts";
 
 /** linux/limits.h, with the NUL. */
@@ -82,7 +82,6 @@ export function symlinkat(target: ByteString, directory: number, name: ByteStrin
   );
 }
 
-const AT_FDCWD = -100;
 const AT_SYMLINK_FOLLOW = 0x400;
 
 /** Gives an open file, also one that never had a name (O_TMPFILE), a name by its path. EEXIST when it is taken. */

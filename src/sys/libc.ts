@@ -1,70 +1,16 @@
 /**
- * System calls that Node lacks, by koffi: one typed function per call, in this file and in `libc-at.ts` only.
+ * System calls that Node lacks, by koffi: one typed function per call, here and in the files beside it: `libc-at.ts` (names in open
+ * directories), `libc-xattr.ts`, `libc-mount.ts`. The last two are part of this interface.
  *
- * Guarantees: a failed call throws an error shaped like Node's own (`code` "EAGAIN", `errno`, `syscall`, `path`). Calls
- * are synchronous and block the thread. As in Node, errno 95 is named "ENOTSUP", also where man pages say EOPNOTSUPP. koffi (16 ms) is loaded by the first call, not by the import. Paths are UTF-8
- * strings, or bytes where a name may not be UTF-8. Offsets are numbers below 2^53.
- *
- * Works on x86_64 and arm64, glibc and musl. The mount calls go through syscall(2): their numbers (424 and above) are the
- * same on both machines, and glibc has wrappers only since 2.36.
+ * Calls are synchronous and block the thread; what a failed one throws is in `libc-call.ts`. Paths are UTF-8 strings, or bytes where
+ * a name may not be UTF-8. Offsets are numbers below 2^53.
  */
-import { createRequire } from "node:module";
+import { AT_FDCWD, call, callAside, cString, type Path } from "./libc-call.ts";
 import { systemError } from "./system-error.ts";
 
-export type Path = string | Uint8Array;
-
-type Native = (...args: readonly unknown[]) => number;
-interface Library {
-  func(definition: string): Native;
-}
-interface Koffi {
-  load(name: string): Library;
-  errno(): number;
-}
-
-let koffi: Koffi | undefined;
-let library: Library | undefined;
-const functions = new Map<string, Native>();
-
-function load(): Library {
-  koffi = createRequire(import.meta.url)("koffi") as Koffi;
-  const musl = process.arch === "arm64" ? "libc.musl-aarch64.so.1" : "libc.musl-x86_64.so.1";
-  try {
-    return koffi.load("libc.so.6");
-  } catch (error) {
-    try {
-      return koffi.load(musl);
-    } catch {
-      throw error; // neither is there: the message about glibc is the useful one
-    }
-  }
-}
-
-/** Calls a libc function; throws when it answers -1. For this file and `libc-at.ts`. */
-export function call(definition: string, syscall: string, path: Path | undefined, ...args: readonly unknown[]): number {
-  let native = functions.get(definition);
-  if (native === undefined) {
-    library ??= load();
-    native = library.func(definition);
-    functions.set(definition, native);
-  }
-  const result = native(...args);
-  if (result === -1) throw systemError(koffi!.errno(), syscall, path === undefined ? undefined : display(path));
-  return result;
-}
-
-function display(path: Path): string {
-  return typeof path === "string" ? path : Buffer.from(path).toString();
-}
-
-/** NUL-terminated bytes; a NUL inside would silently cut the path, so it is refused as the kernel refuses empty ones. */
-function cString(path: Path, syscall: string): Buffer {
-  const text = typeof path === "string" ? Buffer.from(path) : path;
-  if (text.includes(0)) throw systemError("EINVAL", syscall, display(path));
-  return Buffer.concat([text, Buffer.of(0)]);
-}
-
-export const AT_FDCWD = -100;
+export { AT_FDCWD, type Path } from "./libc-call.ts";
+export * from "./libc-mount.ts";
+export * from "./libc-xattr.ts";
 
 // --- locks and leases ------------------------------------------------------------------------------------------------
 
@@ -175,6 +121,11 @@ export function syncFileRange(fd: number, offset: number, length: number, flags:
 /** Syncs the whole file system that `fd` is on. */
 export function syncfs(fd: number, path?: string): void {
   call("int syncfs(int)", "syncfs", path, fd);
+}
+
+/** As {@link syncfs}, on another thread. False when it failed. */
+export function syncfsAside(fd: number): Promise<boolean> {
+  return callAside("int syncfs(int)", fd);
 }
 
 export const SEEK_DATA = 3;
@@ -305,95 +256,6 @@ export function setTimes(path: Path, accessed: FileTime, modified: FileTime): vo
   );
 }
 
-/** Largest value the kernel stores, linux/limits.h XATTR_SIZE_MAX; also the limit of a list of names. */
-export const XATTR_SIZE_MAX = 65536;
-
-/** Filled by the two calls below and copied from at once; 64 KiB anew for each file of a tree kept the garbage collector busy. */
-let scratch: Buffer | undefined;
-
-/** One value, by path without following a symlink, or by fd. ENODATA when the file has no such attribute. */
-export function getXattr(file: Path | number, name: Path): Buffer {
-  scratch ??= Buffer.allocUnsafeSlow(XATTR_SIZE_MAX);
-  const value = scratch;
-  const key = cString(name, "getxattr");
-  const length =
-    typeof file === "number"
-      ? call(
-          "int64_t fgetxattr(int, const void *, void *, size_t)",
-          "fgetxattr",
-          undefined,
-          file,
-          key,
-          value,
-          value.length,
-        )
-      : call(
-          "int64_t lgetxattr(const void *, const void *, void *, size_t)",
-          "lgetxattr",
-          file,
-          cString(file, "lgetxattr"),
-          key,
-          value,
-          value.length,
-        );
-  return Buffer.from(value.subarray(0, length)); // a copy of the right size: 64 KiB would stay alive otherwise
-}
-
-/**
- * Creates or replaces one value, by path without following a symlink unless told to. EPERM or ENOTSUP for a namespace that
- * this user or file system does not have.
- */
-export function setXattr(
-  file: Path | number,
-  name: Path,
-  value: Uint8Array,
-  { follow = false }: { readonly follow?: boolean } = {},
-): void {
-  const key = cString(name, "setxattr");
-  if (typeof file === "number") {
-    call(
-      "int fsetxattr(int, const void *, const void *, size_t, int)",
-      "fsetxattr",
-      undefined,
-      file,
-      key,
-      value,
-      value.length,
-      0,
-    );
-    return;
-  }
-  const syscall = follow ? "setxattr" : "lsetxattr";
-  call(
-    `int ${syscall}(const void *, const void *, const void *, size_t, int)`,
-    syscall,
-    file,
-    cString(file, syscall),
-    key,
-    value,
-    value.length,
-    0,
-  );
-}
-
-/** Names of all attributes that this user may see, one byte a character. */
-export function listXattrs(file: Path | number): string[] {
-  scratch ??= Buffer.allocUnsafeSlow(XATTR_SIZE_MAX);
-  const names = scratch;
-  const length =
-    typeof file === "number"
-      ? call("int64_t flistxattr(int, void *, size_t)", "flistxattr", undefined, file, names, names.length)
-      : call(
-          "int64_t llistxattr(const void *, void *, size_t)",
-          "llistxattr",
-          file,
-          cString(file, "llistxattr"),
-          names,
-          names.length,
-        );
-  return names.toString("latin1", 0, length).split("\0").slice(0, -1);
-}
-
 // --- ioctls ----------------------------------------------------------------------------------------------------------
 
 /** ioctl(2) with a pointer argument that the kernel reads or fills. */
@@ -415,150 +277,4 @@ export function wallClock(): bigint {
   const time = new BigInt64Array(2); // struct timespec
   call("int clock_gettime(int, void *)", "clock_gettime", undefined, CLOCK_REALTIME, time);
   return time[0]! * 1_000_000_000n + time[1]!;
-}
-
-// --- mounts ----------------------------------------------------------------------------------------------------------
-
-const SYS = {
-  open_tree: 428,
-  move_mount: 429,
-  fsopen: 430,
-  fsconfig: 431,
-  fsmount: 432,
-  mount_setattr: 442,
-} as const; // include/uapi/asm-generic/unistd.h; x86_64 has the same numbers
-
-const SYSCALL_NUMBERS = "int64_t syscall(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t)";
-
-/** Opens a configuration context of a file system type; returns its fd (close-on-exec). ENODEV: unknown type. */
-export function fsopen(type: string): number {
-  const FSOPEN_CLOEXEC = 1;
-  return call(
-    "int64_t syscall(int64_t number, const void *type, int64_t flags)",
-    "fsopen",
-    undefined,
-    SYS.fsopen,
-    cString(type, "fsopen"),
-    FSOPEN_CLOEXEC,
-  );
-}
-
-export const FSCONFIG_SET_FLAG = 0;
-export const FSCONFIG_SET_STRING = 1;
-export const FSCONFIG_CMD_CREATE = 6;
-
-/** fsconfig(2). The kernel refuses a string value of more than 255 bytes with EINVAL. */
-export function fsconfig(fd: number, command: number, key: string | null, value: Path | null): void {
-  call(
-    "int64_t syscall(int64_t number, int64_t fd, int64_t command, const void *key, const void *value, int64_t aux)",
-    "fsconfig",
-    undefined,
-    SYS.fsconfig,
-    fd,
-    command,
-    key === null ? null : cString(key, "fsconfig"),
-    value === null ? null : cString(value, "fsconfig"),
-    0,
-  );
-}
-
-export const MOUNT_ATTR_RDONLY = 0x1;
-export const MOUNT_ATTR_NOSUID = 0x2;
-export const MOUNT_ATTR_NODEV = 0x4;
-export const MOUNT_ATTR_NOEXEC = 0x8;
-
-/** fsmount(2): a detached mount, as an fd that closes on exec. */
-export function fsmount(fd: number, attributes: number): number {
-  const FSMOUNT_CLOEXEC = 1;
-  return call(SYSCALL_NUMBERS, "fsmount", undefined, SYS.fsmount, fd, FSMOUNT_CLOEXEC, attributes, 0, 0);
-}
-
-/** move_mount(2) of a detached mount onto `target`, a directory or file. */
-export function moveMount(mountFd: number, target: Path): void {
-  const MOVE_MOUNT_F_EMPTY_PATH = 4;
-  call(
-    "int64_t syscall(int64_t, int64_t, const void *, int64_t, const void *, int64_t)",
-    "move_mount",
-    target,
-    SYS.move_mount,
-    mountFd,
-    cString("", "move_mount"),
-    AT_FDCWD,
-    cString(target, "move_mount"),
-    MOVE_MOUNT_F_EMPTY_PATH,
-  );
-}
-
-/** open_tree(2) with OPEN_TREE_CLONE: a detached copy of the mount (and below it with `recursive`) at `path`. */
-export function openTreeClone(path: Path, recursive = false): number {
-  const OPEN_TREE_CLONE = 1;
-  const OPEN_TREE_CLOEXEC = 0o2000000;
-  const AT_RECURSIVE = 0x8000;
-  return call(
-    "int64_t syscall(int64_t, int64_t, const void *, int64_t)",
-    "open_tree",
-    path,
-    SYS.open_tree,
-    AT_FDCWD,
-    cString(path, "open_tree"),
-    OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (recursive ? AT_RECURSIVE : 0),
-  );
-}
-
-export const MS_PRIVATE = 1 << 18;
-
-/** mount_setattr(2) on a mount's fd: attributes to set and clear, and the propagation (0 leaves it). Linux 5.12. */
-export function mountSetAttributes(mountFd: number, set: number, clear: number, propagation = 0): void {
-  const AT_EMPTY_PATH = 0x1000;
-  const attributes = BigInt64Array.of(BigInt(set), BigInt(clear), BigInt(propagation), 0n); // struct mount_attr
-  call(
-    "int64_t syscall(int64_t, int64_t, const void *, int64_t, void *, int64_t)",
-    "mount_setattr",
-    undefined,
-    SYS.mount_setattr,
-    mountFd,
-    cString("", "mount_setattr"),
-    AT_EMPTY_PATH,
-    attributes,
-    attributes.byteLength,
-  );
-}
-
-const MOUNT_ATTR_IDMAP = 0x00100000;
-
-/** mount_setattr(2) with MOUNT_ATTR_IDMAP on a detached mount's fd. EINVAL where the file system can't; Linux 5.12. */
-export function mountSetIdMap(mountFd: number, userNamespaceFd: number): void {
-  const AT_EMPTY_PATH = 0x1000;
-  const attributes = BigInt64Array.of(BigInt(MOUNT_ATTR_IDMAP), 0n, 0n, BigInt(userNamespaceFd)); // struct mount_attr
-  call(
-    "int64_t syscall(int64_t, int64_t, const void *, int64_t, void *, int64_t)",
-    "mount_setattr",
-    undefined,
-    SYS.mount_setattr,
-    mountFd,
-    cString("", "mount_setattr"),
-    AT_EMPTY_PATH,
-    attributes,
-    attributes.byteLength,
-  );
-}
-
-export const MNT_DETACH = 2;
-export const UMOUNT_NOFOLLOW = 8;
-
-/** umount2(2). EBUSY while in use (unless MNT_DETACH), EINVAL when `target` is not a mount point. */
-export function umount(target: Path, flags: number): void {
-  call("int umount2(const void *, int)", "umount2", target, cString(target, "umount2"), flags);
-}
-
-export const CLONE_NEWNS = 0x00020000;
-
-/** unshare(2) for the calling thread only: libuv's pool (asynchronous fs calls) and worker threads stay where they are. */
-export function unshare(flags: number): void {
-  call("int unshare(int)", "unshare", undefined, flags);
-}
-
-/** setns(2) for the calling thread only. EINVAL for a mount namespace while the thread shares its root with others. */
-export function setns(fd: number, type: number): void {
-  call("int setns(int, int)", "setns", undefined, fd, type);
 }
