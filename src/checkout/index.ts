@@ -32,6 +32,7 @@ import {
   setPermissions,
   shareRange,
   syncFileSystemOf,
+  syncMeanwhile,
   unlinkAt,
 } from "../sys/index.ts";
 import { Attributes, attributesOf } from "./attributes.ts";
@@ -124,7 +125,7 @@ export async function checkoutImage(
     };
     const trees = reflink && link !== "hardlink" ? await cloneTrees(operation, files, job, crew, signal) : job.trees;
     makeLayerDirectories(job);
-    const results = await crew.run({ ...job, trees }, firstTasks(job), options);
+    const results = await write(crew, { ...job, trees }, options);
     throwIfAborted(signal);
     const own = finishRoot(place, job, results, area);
     const leftOver = place.publish();
@@ -179,6 +180,12 @@ async function cloneTrees(
     trees.push({ ...tree, clones: await operation.ensureClones(tree, fill, options) });
   }
   return trees;
+}
+
+/** Most of the time is the disk's: it works from the beginning. */
+async function write(crew: Crew, job: CheckoutJob, options: CheckoutOptions): Promise<ThreadResult[]> {
+  await using _syncing = syncMeanwhile(job.root);
+  return await crew.run(job, firstTasks(job), options);
 }
 
 function makeLayerDirectories({ trees, layers, root }: CheckoutJob): void {
