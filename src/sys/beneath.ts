@@ -407,7 +407,7 @@ function openToEmpty(directory: number, path: ByteString): number {
 
 /** Everything written to the file system of an open directory survives a power cut afterwards. */
 export function syncFileSystemOf(directory: number): void {
-  syncfs(directory);
+  effectAt("syncFileSystem", directory, ".", () => syncfs(directory));
 }
 
 /** The names in an open directory as of now survive a power cut afterwards. */

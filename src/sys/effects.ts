@@ -39,6 +39,7 @@ export type EffectKind =
   | "datasync"
   | "sync"
   | "syncDirectory"
+  | "syncFileSystem"
   | "mkdir"
   | "rmdir"
   | "link"
@@ -238,7 +239,12 @@ function failIfArmed(own: Hooks, kind: EffectKind | ReadKind, path: string, to: 
 function copied(target: string | number, detail: EffectDetail | undefined, result: unknown): Uint8Array | undefined {
   if (typeof target !== "number" || detail?.offset === undefined) return undefined;
   const bytes = Buffer.allocUnsafe(typeof result === "number" ? result : (detail.length ?? 0));
-  return bytes.subarray(0, readSync(target, bytes, 0, bytes.length, detail.offset));
+  const fd = openSync(`/proc/self/fd/${target}`, "r"); // the target may be open for writing only
+  try {
+    return bytes.subarray(0, readSync(fd, bytes, 0, bytes.length, detail.offset));
+  } finally {
+    closeSync(fd);
+  }
 }
 
 function pathOf(target: string | number): string {

@@ -1,6 +1,7 @@
 /** Durability of many files at once. */
 import * as fs from "node:fs";
 import { delay } from "../async/index.ts";
+import { effect } from "./effects.ts";
 import { closeFile } from "./files.ts";
 import { syncfs, syncfsAside } from "./libc.ts";
 
@@ -11,7 +12,7 @@ import { syncfs, syncfsAside } from "./libc.ts";
 export function syncFileSystem(path: string): void {
   const fd = fs.openSync(path, fs.constants.O_RDONLY | fs.constants.O_DIRECTORY);
   try {
-    syncfs(fd, path);
+    effect("syncFileSystem", path, () => syncfs(fd, path));
   } finally {
     closeFile(fd);
   }
@@ -26,7 +27,7 @@ const PAUSE_MS = 100;
  *
  * The kernel begins by itself only when a tenth of the memory waits to be written, and starting writeback of single files
  * (sync_file_range) leaves what a loop device or a disk's cache holds. Nothing is durable by this: errors are left to the sync at the
- * end, by a descriptor that was opened before the first write, which is told of each that came since.
+ * end, by a descriptor that was opened before the first write, which is told of each that came since. So it is no effect, either.
  */
 export function syncMeanwhile(directory: number): AsyncDisposable {
   const ending = new AbortController();

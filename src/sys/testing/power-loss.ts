@@ -6,6 +6,7 @@
  * - the content of an inode is that of its last datasync or sync; what came after it is lost, or zeros, or a part;
  * - a name (create, link, mkdir, rename, unlink, rmdir) is as of the last syncDirectory of its directory; a rename is atomic
  *   and durable with the directory of its new name; later changes of the same directory do not become durable before it;
+ * - syncFileSystem makes durable what there is: all that is replayed counts as one file system;
  * - a name that is durable may lead to an inode whose content is not (the zero-length file of ext4's delayed allocation);
  * - a directory that has no durable name is gone with all below it;
  * - database files are what recordDatabaseCommit() said last (SQLite's own syncs are trusted, and not recorded).
@@ -181,6 +182,10 @@ class Disk {
         if (directory instanceof Directory) this.#syncDirectory(directory);
         break;
       }
+      case "syncFileSystem":
+        for (const pending of this.#pending.splice(0)) makeDurable(pending);
+        for (const file of this.#inodes.values()) this.#sync(file);
+        break;
       case "database":
         this.#database(effect);
         break;
