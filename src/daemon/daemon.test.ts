@@ -164,7 +164,8 @@ describe("the snapshots service", () => {
     snapshotter.hold = new Promise(() => undefined);
     const stop = new AbortController();
     const call = client.unary(methods.Prepare, { key: "k" }, { signal: stop.signal });
-    setTimeout(() => stop.abort(), 50);
+    await Promise.race([snapshotter.held, call]); // a call that has not arrived would leave no line in the log
+    stop.abort();
     await assert.rejects(call, { code: "CANCELLED" });
     assert.equal(await endOf(daemon, "k"), "CANCELLED");
     snapshotter.hold = undefined;
@@ -290,8 +291,7 @@ describe("Daemon", () => {
     const { promise, resolve } = Promise.withResolvers<void>();
     snapshotter.hold = promise;
     const call = client.unary(methods.Prepare, { key: "k" });
-    while (!daemon.log().some(({ message }) => message === "Serving")) await new Promise((done) => setTimeout(done, 5));
-    await new Promise((done) => setTimeout(done, 50));
+    await Promise.race([snapshotter.held, call]);
     const closed = daemon.daemon.close();
     assert.equal(existsSync(daemon.config.address), false);
     resolve();

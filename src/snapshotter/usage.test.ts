@@ -62,7 +62,8 @@ describe("UsageMeter", () => {
       add(directory, "a");
       clock.now += 10_000;
       assert.equal((await meter.measure(1, directory)).inodes, 1);
-      await new Promise((resolve) => setTimeout(resolve, 20)); // the walk that began meanwhile
+      // The walk that began meanwhile: until it has ended each answer is the old one, and nobody waits.
+      while ((await meter.measure(1, directory)).inodes === 1) await new Promise((resolve) => setTimeout(resolve, 1));
       assert.equal((await meter.measure(1, directory)).inodes, 2);
     }));
 

@@ -7,6 +7,8 @@ import { wallClockNs } from "../../sys/index.ts";
 export interface MemorySnapshotter extends Snapshotter {
   /** While set, prepare waits for it, or for its signal. */
   hold: Promise<void> | undefined;
+  /** Resolves when the first call waits for `hold`. */
+  readonly held: Promise<void>;
   /** What the next call throws. */
   failure: unknown;
   readonly closed: boolean;
@@ -14,6 +16,7 @@ export interface MemorySnapshotter extends Snapshotter {
 
 export function memorySnapshotter(): MemorySnapshotter {
   const infos = new Map<string, SnapshotInfo>();
+  const held = Promise.withResolvers<void>();
   const get = (key: string) => {
     const info = infos.get(key);
     if (info === undefined) throw new ShaleError("NOT_FOUND", `snapshot ${key}: not found`);
@@ -31,6 +34,7 @@ export function memorySnapshotter(): MemorySnapshotter {
       const aborted = new Promise<never>((_, reject) => {
         signal?.addEventListener("abort", () => reject(cancelled(signal)), { once: true });
       });
+      held.resolve();
       await Promise.race([memory.hold, aborted]);
     }
     fail();
@@ -50,6 +54,7 @@ export function memorySnapshotter(): MemorySnapshotter {
   const state = { closed: false };
   const memory: MemorySnapshotter = {
     hold: undefined,
+    held: held.promise,
     failure: undefined,
     get closed() {
       return state.closed;
