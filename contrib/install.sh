@@ -76,14 +76,31 @@ if [ -e "$main" ]; then
   [ -n "$found" ] || fail "$config has no version line: it is of version 1, which has no place for these lines"
   [ "$found" -ge 2 ] || fail "$config is of version $found: 2 or later is needed"
   format=$found
-  if grep -Eq "^[[:space:]]*imports[[:space:]]*=" "$main"; then
-    grep -E "^[[:space:]]*imports[[:space:]]*=" "$main" | grep -Fq "$directory/" ||
-      fail "$config has imports of its own: add \"$drop\" to them, and run this again"
-  else
-    # Above the first section, where a key of the top level has to be. Renamed into place: never half a file.
-    awk -v line="imports = [\"$drop\"] # shale" '
-      !done && /^[[:space:]]*version[[:space:]]*=/ { print; print line; done = 1; next } { print }
-    ' "$main" >"$main.shale"
+  imports=$(grep -E "^[[:space:]]*imports[[:space:]]*=" "$main" || true)
+  # shellcheck disable=SC2016 # awk's own $0
+  case $imports in
+    *"$directory/"*) edit='' ;;
+    '')
+      # Above the first section, where a key of the top level has to be.
+      edit='!done && /^[[:space:]]*version[[:space:]]*=/ { print; print "imports = [\"" drop "\"] # shale"; done = 1; next } { print }'
+      ;;
+    *]) # `containerd config default` writes "imports = []". What it was stays behind ours, for uninstall.sh.
+      edit='
+        !done && /^[[:space:]]*imports[[:space:]]*=/ {
+          list = $0
+          sub(/^[[:space:]]*imports[[:space:]]*=[[:space:]]*\[[[:space:]]*/, "", list)
+          sub(/[[:space:]]*,?[[:space:]]*\]$/, "", list)
+          print "imports = [" list (list == "" ? "" : ", ") "\"" drop "\"] # shale, before: " $0
+          done = 1
+          next
+        }
+        { print }'
+      ;;
+    *) fail "$config has imports of its own: add \"$drop\" to them, and run this again" ;;
+  esac
+  if [ -n "$edit" ]; then
+    # Renamed into place: never half a file.
+    awk -v drop="$drop" "$edit" "$main" >"$main.shale"
     chmod --reference="$main" "$main.shale"
     mv -f "$main.shale" "$main"
   fi

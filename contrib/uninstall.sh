@@ -73,8 +73,8 @@ fi
 
 drop=$(dirname -- "$config")/conf.d/shale.toml
 rm -f "$host$drop"
-if [ -e "$host$config" ] && grep -q '^imports = .* # shale$' "$host$config"; then
-  sed '/^imports = .* # shale$/d' "$host$config" >"$host$config.shale"
+if [ -e "$host$config" ] && grep -q '^imports = .* # shale' "$host$config"; then
+  sed '/^imports = .* # shale$/d; s/^imports = .* # shale, before: //' "$host$config" >"$host$config.shale"
   chmod --reference="$host$config" "$host$config.shale"
   mv -f "$host$config.shale" "$host$config"
 fi

@@ -16,7 +16,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import { parse } from "smol-toml";
-import { parseAllDocuments } from "yaml";
+import { parseAllDocuments, parseDocument } from "yaml";
 import { judgeContainerd } from "../../src/daemon/check/containerd.ts";
 import { contribFiles } from "../../src/daemon/check/contrib.ts";
 import { parseConfig, parseContainerdVersion } from "../../src/daemon/index.ts";
@@ -81,7 +81,7 @@ describe("install.sh and uninstall.sh", needsRoot, () => {
       test(`containerd ${release} accepts the lines beside a configuration that is ${existing}, and check finds nothing missing`, () => {
         const versionLine = `version = ${release === "1.6" ? 2 : 3}\n`;
         const empty = newHost();
-        const full = containerd(release, empty, ["config", "default"]).stdout.replace(/^imports = .*$/m, "");
+        const full = containerd(release, empty, ["config", "default"]).stdout; // 1.6 has "imports = []" in it
         const before = { absent: undefined, small: `${versionLine}[grpc]\n  gid = 7\n`, full }[existing];
         const host = newHost(before);
         const version = containerd(release, empty, ["--version"]).stdout;
@@ -160,11 +160,42 @@ describe("install.sh and uninstall.sh", needsRoot, () => {
     });
   }
 
+  const IMPORTS: readonly (readonly [before: string, after: readonly string[]])[] = [
+    ["imports = []", ["/etc/containerd/conf.d/shale.toml"]],
+    ["  imports = [ ]", ["/etc/containerd/conf.d/shale.toml"]],
+    ['imports = ["/a.toml", "/b/*.toml"]', ["/a.toml", "/b/*.toml", "/etc/containerd/conf.d/shale.toml"]],
+    ["imports = ['/a.toml', ]", ["/a.toml", "/etc/containerd/conf.d/shale.toml"]],
+    ['imports = ["/etc/containerd/conf.d/*.toml"]', ["/etc/containerd/conf.d/*.toml"]],
+  ];
+  for (const [line, after] of IMPORTS) {
+    test(`install.sh adds to ${line.trim()}, once, and uninstall.sh gives it back as it was`, () => {
+      const text = `# ours\nversion = 2\n${line}\n[grpc]\n  gid = 7\n`;
+      const host = newHost(text);
+      const file = join(host, "etc/containerd/config.toml");
+      const options = ["--host", host, "--no-restart", "--no-unit"];
+      for (const time of [1, 2]) {
+        const { status, stderr } = script("install.sh", [...options, "--containerd", pretend("1.7.27")]);
+        assert.equal(status, 0, `${time}: ${stderr}`);
+        const { version, imports, grpc } = parse(readFileSync(file, "utf8"));
+        assert.deepEqual([version, imports, { ...(grpc as object) }], [2, after, { gid: 7 }]);
+      }
+      for (const time of [1, 2]) {
+        assert.equal(script("uninstall.sh", options).status, 0);
+        assert.equal(readFileSync(file, "utf8"), text, String(time));
+      }
+    });
+  }
+
   const REFUSED: readonly (readonly [name: string, config: string | undefined, version: string, says: RegExp])[] = [
     ["a containerd that is too old", undefined, "1.5.9", /1\.5\.9 is too old/],
     ["a configuration without a version", "[grpc]\n", "1.6.20", /has no version line/],
     ["a configuration of version 1", "version = 1\n", "1.6.20", /is of version 1: 2 or later/],
-    ["imports of somebody else", 'version = 2\nimports = ["/other.toml"]\n', "1.6.20", /has imports of its own: add/],
+    [
+      "imports over several lines",
+      'version = 2\nimports = [\n  "/other.toml",\n]\n',
+      "1.6.20",
+      /has imports of its own: add/,
+    ],
   ];
   for (const [name, config, version, says] of REFUSED) {
     test(`install.sh refuses ${name}, and changes nothing`, () => {
@@ -221,6 +252,75 @@ test("the unit makes no mount namespace of its own, and starts before containerd
   );
 });
 
+test("systemd has nothing to say against the unit", () => {
+  const host = newHost();
+  const options = ["--host", host, "--no-restart", "--shale", "/bin/true", "--containerd", pretend("2.1.9")];
+  assert.equal(script("install.sh", options).status, 0);
+  // An unknown key is a line of its own and no failure.
+  const unit = join(host, "etc/systemd/system/shale.service");
+  const { status, stdout, stderr } = spawnSync("systemd-analyze", ["verify", "--man=no", unit], { encoding: "utf8" });
+  assert.deepEqual({ status, said: stdout + stderr }, { status: 0, said: "" });
+});
+
+/** Keys of what is used here, of the Kubernetes API v1.32 (apps/v1 DaemonSet and what it has in it); "*" is any. */
+const SCHEMA: Readonly<Record<string, readonly string[]>> = {
+  "": ["apiVersion", "kind", "metadata", "spec"],
+  ".metadata": ["name", "namespace", "labels", "annotations"],
+  ".metadata.labels": ["*"],
+  ".spec": ["selector", "updateStrategy", "template", "minReadySeconds", "revisionHistoryLimit"],
+  ".spec.selector": ["matchLabels", "matchExpressions"],
+  ".spec.selector.matchLabels": ["*"],
+  ".spec.updateStrategy": ["type", "rollingUpdate"],
+  ".spec.updateStrategy.rollingUpdate": ["maxUnavailable", "maxSurge"],
+  ".spec.template": ["metadata", "spec"],
+  ".spec.template.metadata": ["labels", "annotations"],
+  ".spec.template.metadata.labels": ["*"],
+  ".spec.template.spec": [
+    ...["serviceAccountName", "hostPID", "hostNetwork", "hostIPC", "dnsPolicy", "priorityClassName", "tolerations"],
+    ...["nodeSelector", "affinity", "terminationGracePeriodSeconds", "initContainers", "containers", "volumes"],
+  ],
+  ".spec.template.spec.nodeSelector": ["*"],
+  ".spec.template.spec.tolerations[]": ["key", "operator", "value", "effect", "tolerationSeconds"],
+  ".spec.template.spec.volumes[]": ["name", "configMap", "hostPath", "secret", "emptyDir"],
+  ".spec.template.spec.volumes[].configMap": ["name", "items", "defaultMode", "optional"],
+  ".spec.template.spec.volumes[].hostPath": ["path", "type"],
+  ...Object.fromEntries(
+    ["initContainers", "containers"].flatMap((kind) => {
+      const at = `.spec.template.spec.${kind}[]`;
+      const probe = ["httpGet", "exec", "tcpSocket", "grpc", "initialDelaySeconds", "periodSeconds", "timeoutSeconds"];
+      return [
+        [
+          at,
+          [
+            ...["name", "image", "imagePullPolicy", "command", "args", "env", "ports", "resources", "volumeMounts"],
+            ...["livenessProbe", "readinessProbe", "startupProbe", "securityContext", "lifecycle", "workingDir"],
+          ],
+        ],
+        [`${at}.securityContext`, ["privileged", "capabilities", "runAsUser", "readOnlyRootFilesystem"]],
+        [`${at}.volumeMounts[]`, ["name", "mountPath", "subPath", "readOnly", "mountPropagation"]],
+        [`${at}.resources`, ["requests", "limits"]],
+        [`${at}.resources.requests`, ["cpu", "memory"]],
+        ...["livenessProbe", "readinessProbe"].flatMap((name) => [
+          [`${at}.${name}`, [...probe, "failureThreshold", "successThreshold"]],
+          [`${at}.${name}.httpGet`, ["host", "port", "path", "scheme", "httpHeaders"]],
+        ]),
+      ];
+    }),
+  ),
+};
+
+/** Paths in `value` that the schema does not know. */
+function unknownKeys(value: unknown, at = ""): string[] {
+  if (Array.isArray(value)) return value.flatMap((one) => unknownKeys(one, `${at}[]`));
+  if (typeof value !== "object" || value === null) return [];
+  const known = SCHEMA[at];
+  return Object.entries(value).flatMap(([key, inner]) =>
+    known?.includes("*") === true || known?.includes(key) === true
+      ? unknownKeys(inner, `${at}.${key}`)
+      : [`${at}.${key}`],
+  );
+}
+
 describe("kubernetes/", () => {
   const documents = (path: string) =>
     parseAllDocuments(readFileSync(path, "utf8")).map((document) => {
@@ -259,6 +359,44 @@ describe("kubernetes/", () => {
     const store = container!.volumeMounts.find(({ mountPath }) => mountPath === "/var/lib/shale");
     assert.equal(store?.mountPropagation, "Bidirectional");
     assert.equal(container!.securityContext.privileged, true);
+  });
+
+  test("the DaemonSet has only keys that Kubernetes knows, and selects its own pods", () => {
+    const [daemonSet] = documents(join(CONTRIB, "kubernetes/base/daemonset.yaml"));
+    assert.deepEqual(unknownKeys(daemonSet), []);
+    assert.deepEqual(unknownKeys({ spec: { template: { spec: { hostPid: true } } } }), [".spec.template.spec.hostPid"]);
+    const { selector, template } = daemonSet!.spec as {
+      readonly selector: { readonly matchLabels: object };
+      readonly template: { readonly metadata: { readonly labels: object } };
+    };
+    assert.deepEqual(template.metadata.labels, selector.matchLabels);
+  });
+
+  test("what the overlays patch is what they mean: a volume by its position", () => {
+    const [daemonSet] = documents(join(CONTRIB, "kubernetes/base/daemonset.yaml"));
+    interface Operation {
+      readonly op: string;
+      readonly path: string;
+      readonly value?: string;
+    }
+    for (const path of globSync("kubernetes/overlays/*/kustomization.yaml", { cwd: CONTRIB })) {
+      const [overlay] = documents(join(CONTRIB, path));
+      for (const { patch } of overlay!.patches as readonly { readonly patch: string }[]) {
+        for (const { op, path: pointer, value } of parseDocument(patch).toJS() as readonly Operation[]) {
+          const steps = pointer.slice(1).split("/");
+          // What JSON Patch would fail on, only at the cluster.
+          const found = steps.reduce<unknown>((at, step) => (at as Record<string, unknown>)?.[step], daemonSet);
+          assert.notEqual(found, undefined, `${path}: ${pointer}`);
+          if (op !== "replace") continue;
+          const volume = steps
+            .slice(0, -2)
+            .reduce<unknown>((at, step) => (at as Record<string, unknown>)[step], daemonSet);
+          // "/var/lib/containerd" becomes ".../agent/containerd": the same directory of another distribution.
+          assert.match(String((volume as { readonly name: string }).name), /^containerd/, pointer);
+          assert.equal(value?.includes("containerd"), true, pointer);
+        }
+      }
+    }
   });
 
   test("its configuration is one", () => {
