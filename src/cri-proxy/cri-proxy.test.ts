@@ -7,6 +7,7 @@ import { inspect } from "node:util";
 import { ShaleError } from "../errors/index.ts";
 import { type CallRecord, type Handlers, loadService, type Method, RpcClient, RpcServer } from "../rpc/index.ts";
 import { type AuthConfig, PullCredentials, serveImageService } from "./index.ts";
+import { PATIENT } from "../rpc/testing/patient.ts";
 
 interface PullRequest {
   readonly image: { readonly image: string } | null;
@@ -51,7 +52,7 @@ async function setUp(answer: (name: string, bytes: Uint8Array, signal: AbortSign
   const records: CallRecord[] = [];
   const problems: unknown[] = [];
   const credentials = new PullCredentials();
-  const upstream = new RpcClient(join(directory, "containerd.sock"));
+  const upstream = new RpcClient(join(directory, "containerd.sock"), PATIENT);
   const proxy = new RpcServer({ observe: (record) => records.push(record) });
   serveImageService(proxy, {
     containerd: upstream,
@@ -59,7 +60,7 @@ async function setUp(answer: (name: string, bytes: Uint8Array, signal: AbortSign
     onProblem: (image, error) => problems.push({ image, error }),
   });
   await proxy.listen(join(directory, "proxy.sock"));
-  const kubelet = new RpcClient(join(directory, "proxy.sock"));
+  const kubelet = new RpcClient(join(directory, "proxy.sock"), PATIENT);
   return {
     credentials,
     kubelet,

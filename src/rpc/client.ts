@@ -14,7 +14,7 @@ const DEADLINE_MS = 30_000;
 export interface CallOptions {
   readonly signal?: AbortSignal;
   readonly headers?: Readonly<Record<string, string>>;
-  /** 30 s unless given; a stream's is for the whole of it. */
+  /** The client's unless given; a stream's is for the whole of it. */
   readonly timeoutMs?: number;
 }
 
@@ -28,10 +28,12 @@ export interface Exchange<Request, Response> extends Disposable {
 export class RpcClient implements Disposable {
   readonly #client: Client;
   readonly #address: string;
+  readonly #timeoutMs: number;
 
-  /** `path` is that of the socket. */
-  constructor(path: string) {
+  /** `path` is that of the socket; `timeoutMs` is for each call, 30 s unless given. */
+  constructor(path: string, { timeoutMs = DEADLINE_MS }: { readonly timeoutMs?: number } = {}) {
     this.#address = path;
+    this.#timeoutMs = timeoutMs;
     this.#client = new Client(`unix:${path}`, credentials.createInsecure(), {
       "grpc.max_receive_message_length": MESSAGE_LIMIT,
       "grpc.max_send_message_length": MESSAGE_LIMIT,
@@ -53,7 +55,7 @@ export class RpcClient implements Disposable {
         (bytes) => method.decodeResponse(bytes),
         request,
         metadataOf(options),
-        { deadline: deadlineOf(options) },
+        { deadline: this.#deadlineOf(options) },
         (error, response) => {
           release();
           if (error) reject(this.#explain(method.name, error, options.signal));
@@ -76,7 +78,7 @@ export class RpcClient implements Disposable {
       (bytes) => method.decodeResponse(bytes),
       request,
       metadataOf(options),
-      { deadline: deadlineOf(options) },
+      { deadline: this.#deadlineOf(options) },
     );
     const release = onAbort(options.signal, () => call.cancel());
     try {
@@ -99,7 +101,7 @@ export class RpcClient implements Disposable {
       (value: Partial<Request>) => method.encodeRequest(value),
       (bytes: Buffer) => method.decodeResponse(bytes),
       metadataOf(options),
-      { deadline: deadlineOf(options) },
+      { deadline: this.#deadlineOf(options) },
     );
     const release = onAbort(options.signal, () => call.cancel());
     const responses = call[Symbol.asyncIterator]();
@@ -134,6 +136,10 @@ export class RpcClient implements Disposable {
     this.#client.close();
   }
 
+  #deadlineOf({ timeoutMs = this.#timeoutMs }: CallOptions): number {
+    return Date.now() + timeoutMs;
+  }
+
   #explain(name: string, error: unknown, signal: AbortSignal | undefined): unknown {
     if (signal?.aborted) return cancelled(signal);
     if (!isServiceError(error)) return error;
@@ -149,10 +155,6 @@ function metadataOf({ headers = {} }: CallOptions): Metadata {
   const metadata = new Metadata();
   for (const [name, value] of Object.entries(headers)) metadata.set(name, value);
   return metadata;
-}
-
-function deadlineOf({ timeoutMs = DEADLINE_MS }: CallOptions): number {
-  return Date.now() + timeoutMs;
 }
 
 function onAbort(signal: AbortSignal | undefined, stop: () => void): () => void {

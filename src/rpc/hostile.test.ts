@@ -10,6 +10,7 @@ import { pathToFileURL } from "node:url";
 import fc from "fast-check";
 import { ShaleError } from "../errors/index.ts";
 import { loadService, type Method, RpcClient, RpcServer } from "./index.ts";
+import { PATIENT } from "./testing/patient.ts";
 
 interface Echo {
   readonly text: string;
@@ -55,7 +56,7 @@ after(async () => {
 });
 
 const answers = async () => {
-  using client = new RpcClient(address);
+  using client = new RpcClient(address, PATIENT);
   assert.equal((await client.unary(methods.Echo, { text: "alive" })).text, "alive");
 };
 
@@ -93,7 +94,7 @@ describe("RpcServer", () => {
 
   test("survives a client that goes away in the middle of a call and of a stream", async () => {
     for (let at = 0; at < 10; at++) {
-      const client = new RpcClient(address);
+      const client = new RpcClient(address, PATIENT);
       const stream = client.stream(methods.Many, { number: 100_000 });
       await stream.next();
       const call = client.unary(methods.Echo, { text: "x" }).catch(() => undefined);
@@ -106,13 +107,13 @@ describe("RpcServer", () => {
   });
 
   test("answers an unknown method with UNIMPLEMENTED", async () => {
-    using client = new RpcClient(address);
+    using client = new RpcClient(address, PATIENT);
     const unknown = { ...methods.Echo, path: "/test.Echoes/Other" };
     await assert.rejects(client.unary(unknown, { text: "x" }), { code: "UNIMPLEMENTED" });
   });
 
   test("answers any bytes as a message with a message or an error", async () => {
-    using client = new RpcClient(address);
+    using client = new RpcClient(address, PATIENT);
     await fc.assert(
       fc.asyncProperty(fc.uint8Array({ maxLength: 200 }), async (bytes) => {
         try {
@@ -127,7 +128,7 @@ describe("RpcServer", () => {
   });
 
   test("echoes any message as it was, except numbers above 2^53", async () => {
-    using client = new RpcClient(address);
+    using client = new RpcClient(address, PATIENT);
     const message = fc.record(
       {
         text: fc.string({ unit: "grapheme" }),

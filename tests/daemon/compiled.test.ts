@@ -7,6 +7,7 @@ import { test } from "node:test";
 import { gzipSync } from "node:zlib";
 import { diffMethods, snapshotsMethods, type WireMount } from "../../src/daemon/services/messages.ts";
 import { RpcClient } from "../../src/rpc/index.ts";
+import { PATIENT } from "../../src/rpc/testing/patient.ts";
 import { noise, sha256, tar } from "../../src/store/testing/fixtures.ts";
 import { mountInfo, unmount } from "../../src/sys/index.ts";
 import { needsRoot } from "../../src/sys/testing/filesystems.ts";
@@ -56,7 +57,7 @@ test("the compiled daemon serves, and takes layers in", needsRoot, async () => {
         });
         void ended.then((code) => reject(new Error(`it ended with ${code}: ${output}`)));
       });
-      using client = new RpcClient(address);
+      using client = new RpcClient(address, PATIENT);
       const key = "n/1/extract-1";
       const snapshots = snapshotsMethods();
       const mounts = (await client.unary(snapshots.Prepare, { key })).mounts as readonly WireMount[];

@@ -8,6 +8,7 @@ import { after, before, describe, test } from "node:test";
 import { gzipSync } from "node:zlib";
 import { diffMethods, healthMethods, snapshotsMethods, type WireMount } from "../../src/daemon/services/messages.ts";
 import { RpcClient } from "../../src/rpc/index.ts";
+import { PATIENT } from "../../src/rpc/testing/patient.ts";
 import { noise, sha256, tar } from "../../src/store/testing/fixtures.ts";
 import { mountInfo, unmount } from "../../src/sys/index.ts";
 import { needsRoot } from "../../src/sys/testing/filesystems.ts";
@@ -115,7 +116,7 @@ describe("shale daemon", needsRoot, () => {
     let expected: unknown;
     for (const signal of ["SIGTERM", "SIGKILL", "SIGKILL"] as const) {
       await using daemon = await started(args);
-      using client = new RpcClient(address);
+      using client = new RpcClient(address, PATIENT);
       if (expected === undefined) {
         const mounts = (await client.unary(methods.Prepare, { key: "n/1/extract-1" })).mounts as readonly WireMount[];
         const mediaType = "application/vnd.oci.image.layer.v1.tar+gzip";
@@ -134,7 +135,7 @@ describe("shale daemon", needsRoot, () => {
       assert.equal(mountInfo().filter(({ mountPoint }) => mountPoint.startsWith(directory)).length, mounted);
     }
     await using _ = await started(args);
-    using client = new RpcClient(address);
+    using client = new RpcClient(address, PATIENT);
     assert.deepEqual(await answers(client), expected);
   });
 

@@ -7,6 +7,7 @@ import { readFileSync } from "node:fs";
 import { before, test } from "node:test";
 import { startFakeApi } from "../../src/kubernetes/testing/api-server.ts";
 import { loadService, type Method, RpcClient } from "../../src/rpc/index.ts";
+import { PATIENT } from "../../src/rpc/testing/patient.ts";
 import { assertEmpty } from "./testing/empty.ts";
 import { pushChain } from "./testing/images.ts";
 import { type Generation, Machine, PASSWORD, USER, ensureTools, needsRoot } from "./testing/machine.ts";
@@ -35,7 +36,7 @@ for (const generation of GENERATIONS) {
       // CRI keeps its images in this namespace.
       await using machine = await Machine.start({ generation, way, guarded: true, config, namespace: "k8s.io" });
       const [, , changed] = await pushChain(machine);
-      using client = new RpcClient(machine.proxySocket);
+      using client = new RpcClient(machine.proxySocket, PATIENT);
       const image = { image: machine.reference(changed.name) };
 
       // Nobody is let in without credentials, nor with wrong ones.

@@ -3,6 +3,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { createLog } from "../../log/index.ts";
 import { RpcClient } from "../../rpc/index.ts";
+import { PATIENT } from "../../rpc/testing/patient.ts";
 import { mountInfo, type ServiceManager, unmount } from "../../sys/index.ts";
 import { type Config, Daemon, type DaemonOptions, defaultConfig } from "../index.ts";
 import { diffMethods, healthMethods, snapshotsMethods } from "../services/messages.ts";
@@ -57,7 +58,7 @@ async function start(
       throw error;
     },
   );
-  const client = new RpcClient(config.address);
+  const client = new RpcClient(config.address, PATIENT);
   return {
     ...{ directory: directory.path, config, daemon, client },
     log: () => lines.map((line) => JSON.parse(line) as Record<string, unknown>),
