@@ -219,7 +219,7 @@ describe("exports as files", () => {
   test("made twice at the same time are made once", async () => {
     const path = join(directory("twice"), "disk");
     let hashed = 0;
-    const progress = { step: (name: string) => (hashed += name === "hashing" ? 1 : 0), advance: () => {} };
+    const progress = { step: (name: string) => (hashed += name.endsWith("hashing") ? 1 : 0), advance: () => {} };
     const options = { verity: "superblock", progress } as const;
     const results = await Promise.all([1, 2, 3].map(() => exportDisk(operation, image(), path, options)));
     assert.equal(hashed, 1);
@@ -280,7 +280,7 @@ describe("exports as files", () => {
   test("stop when their signal is aborted, and leave nothing", async () => {
     const path = join(directory("aborted"), "disk");
     const stop = new AbortController();
-    const progress = { step: (name: string) => name === "hashing" && stop.abort(), advance: () => {} };
+    const progress = { step: (name: string) => name.endsWith("hashing") && stop.abort(), advance: () => {} };
     const options = { verity: "superblock", progress, signal: stop.signal } as const;
     await assert.rejects(exportDisk(operation, image(), path, options), isCode("CANCELLED"));
     assert.deepEqual(readdirSync(join(top, "aborted")), []);

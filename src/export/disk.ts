@@ -2,9 +2,10 @@
  * A disk: one EROFS image with everything in one file, metadata first, payloads behind it, each once and in the order of the
  * tree; optionally a dm-verity tree after that. No device table: any kernel with EROFS mounts it, a VM's too.
  */
-import { indexFromErofs, writeErofs } from "../formats/erofs/index.ts";
+import { indexFromErofs, planErofs } from "../formats/erofs/index.ts";
 import type { StoreOperation } from "../store/index.ts";
 import { closeFile, openFile, truncate, writeAt } from "../sys/index.ts";
+import { assemblyOf } from "./assembly.ts";
 import { canReflink, copyRuns } from "./copy-runs.ts";
 import { deriveSalt, deriveUuid, formatUuid } from "./derive.ts";
 import { planPayloads } from "./payload-plan.ts";
@@ -12,7 +13,7 @@ import type { ExportProgress } from "./progress.ts";
 import { checkSpace, publishWithSidecar } from "./publish.ts";
 import { imageOf, requestOf, type Sidecar } from "./sidecar.ts";
 import { checkSource, digestOf, type ExportSource, openSource } from "./source.ts";
-import { appendVerity, HASH_BLOCK_SIZE, type VerityParameters, veritySize } from "./verity-image.ts";
+import { appendVerity, HASH_BLOCK_SIZE, type VerityInfo, type VerityParameters, veritySize } from "./verity-image.ts";
 import { VerityThreads } from "./verity-threads.ts";
 
 export interface VerityOptions {
@@ -69,7 +70,7 @@ export async function exportDisk(
     const index = indexFromErofs(open.reader);
     const { runs, size } = planPayloads(index, open);
     let written = 0;
-    const image = writeErofs(index, {
+    const { image, write } = planErofs(index, {
       devices: size === 0 ? [] : [{ tag: "payloads", blocks: size / blockSize }],
       uuid,
       blockSize,
@@ -91,12 +92,26 @@ export async function exportDisk(
     const place = { file, offset: image.size };
     const reflink = canReflink(runs, blobs, place);
     const tree = verity === undefined ? 0 : veritySize(total, verity);
-    checkSpace(target, tree + (reflink ? 0 : size));
-    progress?.step(reflink ? "sharing payloads" : "copying payloads", size);
-    await copyRuns(runs, blobs, place, { reflink, signal, onCopied: (bytes) => progress?.advance(bytes) });
-    progress?.step("hashing", verity === undefined ? 0 : total);
-    const info =
-      verity && (await appendVerity({ file, size: total }, verity, { threads, signal, onHashed: progress?.advance }));
+    checkSpace(target, tree + image.size + (reflink ? 0 : size));
+    let info: VerityInfo | undefined;
+    if (verity === undefined) {
+      write();
+      progress?.step(reflink ? "sharing payloads" : "copying payloads", size);
+      await copyRuns(runs, blobs, place, { reflink, signal, onCopied: progress?.advance });
+    } else {
+      // The longest work begins at once: what is shared is hashed where it comes from, what is not is copied by who hashes it.
+      progress?.step(reflink ? "hashing" : "copying and hashing", total);
+      const head = {
+        size: image.size,
+        async write() {
+          write();
+          if (reflink) await copyRuns(runs, blobs, place, { reflink, signal });
+        },
+      };
+      const assembly = assemblyOf(runs, blobs, { offset: image.size, write: !reflink });
+      const running = { threads, assembly, head, signal, onHashed: progress?.advance };
+      info = await appendVerity({ file, size: total }, verity, running);
+    }
     return {
       version: 1,
       format: "disk",

@@ -13,8 +13,9 @@ import { type ErofsImage, erofsTree, writeErofs } from "../formats/erofs/index.t
 import { Content, type LayerIndex } from "../formats/layer-index/index.ts";
 import { indexFromTree, type LayerTree, MergeBuilder, type TreeDevice } from "../formats/layer-index/merge.ts";
 import type { LayerTar, ManifestLayer, ManifestRecord, OpenTree, StoreOperation } from "../store/index.ts";
-import { closeFile, copyRange, ensureDirectory, openFile, statFile, truncate, writeAt } from "../sys/index.ts";
-import { canReflink } from "./copy-runs.ts";
+import { closeFile, ensureDirectory, openFile, statFile, truncate, writeAt } from "../sys/index.ts";
+import { assemblyOf } from "./assembly.ts";
+import { canReflink, copyRuns } from "./copy-runs.ts";
 import { deriveUuid, formatUuid } from "./derive.ts";
 import type { ExportProgress } from "./progress.ts";
 import { checkSpace, publishFile, publishWithSidecar } from "./publish.ts";
@@ -269,22 +270,22 @@ async function writeDisk(
     const runs = files.map((tar, device) => {
       return { device, from: 0, to: deviceOffsets[device]! - imageSize, length: statFile(tar).size };
     });
-    const reflink = canReflink(runs, files, { file, offset: imageSize });
+    const place = { file, offset: imageSize };
+    const reflink = canReflink(runs, files, place);
     const tree = verity ? veritySize(total, VERITY) : 0;
     checkSpace(path, imageSize + tree + (reflink ? 0 : total - imageSize));
     writeParts(boot.bytes, file);
-    progress?.step(reflink ? "sharing tars" : "copying tars", total - imageSize);
-    for (const { device, length } of runs) {
-      throwIfAborted(signal);
-      copyRange(files[device]!, 0, file, deviceOffsets[device]!, length);
-      progress?.advance(length);
-      await setImmediate();
+    const copies = !reflink && verity;
+    if (!copies) {
+      progress?.step(reflink ? "sharing tars" : "copying tars", total - imageSize);
+      await copyRuns(runs, files, place, { reflink, signal, onCopied: (bytes) => progress?.advance(bytes) });
     }
     // Last: the end of a tar that is not whole blocks can only be shared at the end of a file.
     truncate(file, total);
-    progress?.step("hashing", verity ? total : 0);
+    progress?.step(copies ? "copying and hashing" : "hashing", verity ? total : 0);
+    const assembly = assemblyOf(runs, files, { offset: imageSize, write: copies });
     const info = verity
-      ? await appendVerity({ file, size: total }, VERITY, { jobs, signal, onHashed: progress?.advance })
+      ? await appendVerity({ file, size: total }, VERITY, { jobs, assembly, signal, onHashed: progress?.advance })
       : undefined;
     return {
       version: 1,

@@ -47,6 +47,8 @@ interface Running {
   readonly signal?: VerityTreeOptions["signal"] | undefined;
   readonly onHashed?: VerityTreeOptions["onHashed"] | undefined;
   readonly threads?: VerityTreeOptions["threads"] | undefined;
+  readonly assembly?: VerityTreeOptions["assembly"] | undefined;
+  readonly head?: VerityTreeOptions["head"] | undefined;
 }
 
 /** Bytes that a tree with its superblock, and the padding before them, add to `dataSize` bytes of data. */

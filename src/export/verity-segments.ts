@@ -5,16 +5,23 @@
 import { ShaleError } from "../errors/index.ts";
 import { BlockHasher, DIGEST_SIZE, planTree, type TreeShape, type VerityBlocks } from "../formats/verity/index.ts";
 import { readAt, writeAt } from "../sys/index.ts";
+import { type Assembly, AssemblyReader } from "./assembly.ts";
 
 /** About so much data is claimed at a time: small beside any file that is worth a second thread. */
 const SEGMENT_SIZE = 4 * 1024 * 1024;
 /** Read and hashed while it is in the processor's cache. A multiple of every block size. */
 const PIECE_SIZE = 512 * 1024;
+/** {@link STOP} wakes nobody who waits for the head. */
+const HEAD_POLL_MS = 20;
 
 export interface HashJob extends VerityBlocks {
   /** Descriptors are those of the process, the same in all its threads. */
   readonly file: number;
   readonly salt: Uint8Array;
+  /** What of the data comes from other files. */
+  readonly assembly: Assembly | undefined;
+  /** So many bytes at the start are there only when the slot HEAD is not 0; what is behind them is hashed before. */
+  readonly headSize: number;
   /**
    * What is done with the leaf level, which begins at `offset` of `file`: written, or compared with the digests of the data. In
    * memory it would be as large as 1/128 of the data.
@@ -26,12 +33,13 @@ export interface HashJob extends VerityBlocks {
   readonly digests: SharedArrayBuffer;
 }
 
-export const CONTROL_SLOTS = 4;
-/** Next segment to claim; bytes of data done; not 0 to stop; lowest data block that differs from its leaf. */
+export const CONTROL_SLOTS = 5;
+/** Next segment to claim; bytes of data done; not 0 to stop; lowest data block that differs from its leaf; not 0 with the head. */
 export const NEXT = 0;
 export const DONE = 1;
 export const STOP = 2;
 export const DAMAGED = 3;
+export const HEAD = 4;
 export const UNDAMAGED = 2n ** 62n;
 
 export class SegmentRunner {
@@ -39,10 +47,14 @@ export class SegmentRunner {
   readonly #shape: TreeShape;
   readonly #control: BigInt64Array;
   readonly #digests: Buffer;
+  readonly #reader: AssemblyReader;
   readonly #dataHasher: BlockHasher;
   readonly #hashHasher: BlockHasher;
   /** In data blocks; whole hash blocks, so that no two segments share one. */
   readonly #segmentBlocks: number;
+  readonly #segments: number;
+  /** Segments with bytes of the head, which are the first ones. */
+  readonly #headSegments: number;
   readonly #piece: Buffer;
   readonly #leaf: Buffer;
   readonly #stored: Buffer;
@@ -52,9 +64,12 @@ export class SegmentRunner {
     this.#shape = planTree(job);
     this.#control = new BigInt64Array(job.control);
     this.#digests = Buffer.from(job.digests);
+    this.#reader = new AssemblyReader(job.file, job.assembly);
     this.#dataHasher = new BlockHasher(job.dataBlockSize, job.salt);
     this.#hashHasher = new BlockHasher(job.hashBlockSize, job.salt);
     this.#segmentBlocks = segmentBlocks(this.#shape);
+    this.#segments = segmentCount(this.#shape);
+    this.#headSegments = Math.ceil(job.headSize / (this.#segmentBlocks * job.dataBlockSize));
     this.#piece = Buffer.allocUnsafeSlow(PIECE_SIZE);
     this.#leaf = Buffer.alloc((this.#segmentBlocks / this.#shape.slotsPerBlock) * job.hashBlockSize);
     this.#stored = job.leaves?.action === "compare" ? Buffer.alloc(this.#leaf.length) : this.#leaf;
@@ -62,10 +77,13 @@ export class SegmentRunner {
 
   /** Hashes one more segment; false when there is none left, or the job was stopped. DATA_LOSS when a file is too short. */
   next(): boolean {
+    const claim = Number(Atomics.add(this.#control, NEXT, 1n));
+    if (claim >= this.#segments) return false;
+    const segment = (claim + this.#headSegments) % this.#segments;
+    if (segment < this.#headSegments) this.#awaitHead();
     if (Atomics.load(this.#control, STOP) !== 0n) return false;
-    const first = Number(Atomics.add(this.#control, NEXT, 1n)) * this.#segmentBlocks;
+    const first = segment * this.#segmentBlocks;
     const { dataBlocks, dataBlockSize, leaves, hashBlockSize } = this.#job;
-    if (first >= dataBlocks) return false;
     const count = Math.min(this.#segmentBlocks, dataBlocks - first);
     this.#hashData(first, count);
     const { slotsPerBlock } = this.#shape;
@@ -79,7 +97,7 @@ export class SegmentRunner {
       if (leaves.action === "write") writeAt(leaves.file, bytes, offset);
       else {
         onDisk = this.#stored.subarray(0, bytes.length);
-        if (readAt(leaves.file, onDisk, offset) < onDisk.length) throw cutOff("hash tree", offset + onDisk.length);
+        if (readAt(leaves.file, onDisk, offset) < onDisk.length) throw cutOff(offset + onDisk.length);
         this.#compare(bytes, onDisk, first, count);
       }
     }
@@ -88,15 +106,22 @@ export class SegmentRunner {
     return true;
   }
 
+  #awaitHead(): void {
+    while (Atomics.load(this.#control, HEAD) === 0n && Atomics.load(this.#control, STOP) === 0n) {
+      Atomics.wait(this.#control, HEAD, 0n, HEAD_POLL_MS);
+    }
+  }
+
   #hashData(first: number, count: number): void {
-    const { file, dataBlockSize } = this.#job;
+    const { dataBlockSize } = this.#job;
     const start = first * dataBlockSize;
     const length = count * dataBlockSize;
     for (let done = 0; done < length; done += PIECE_SIZE) {
       const piece = this.#piece.subarray(0, Math.min(PIECE_SIZE, length - done));
-      if (readAt(file, piece, start + done) < piece.length) throw cutOff("data", start + done + piece.length);
+      this.#reader.read(piece, start + done);
       this.#dataHasher.hashBlocks(piece, this.#leaf, (done / dataBlockSize) * DIGEST_SIZE);
     }
+    this.#reader.startWriteback(start, length);
   }
 
   #compare(computed: Buffer, stored: Buffer, first: number, count: number): void {
@@ -123,6 +148,6 @@ function segmentBlocks({ slotsPerBlock, dataBlockSize }: TreeShape): number {
   return slotsPerBlock * Math.max(1, Math.floor(SEGMENT_SIZE / (slotsPerBlock * dataBlockSize)));
 }
 
-function cutOff(what: string, needed: number): ShaleError {
-  return new ShaleError("DATA_LOSS", `Cannot read the ${what}: it ends before byte ${needed}`);
+function cutOff(needed: number): ShaleError {
+  return new ShaleError("DATA_LOSS", `Cannot read the hash tree: it ends before byte ${needed}`);
 }

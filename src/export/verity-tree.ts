@@ -17,18 +17,24 @@ import {
   CONTROL_SLOTS,
   DAMAGED,
   DONE,
+  HEAD,
   type HashJob,
   SegmentRunner,
   STOP,
   segmentCount,
   UNDAMAGED,
 } from "./verity-segments.ts";
+import { type Assembly, AssemblyReader } from "./assembly.ts";
 import { VerityThreads } from "./verity-threads.ts";
 
 export interface VerityTreeOptions extends VerityBlocks {
   /** Descriptor of the data, from byte 0. */
   readonly file: number;
   readonly salt: Uint8Array;
+  /** What of the data comes from other files, and is written to this one while it is hashed. */
+  readonly assembly?: Assembly | undefined;
+  /** What is put at the start of the data by this thread, while others hash what is behind it. */
+  readonly head?: FileHead | undefined;
   /** Threads, this one included; as many as there are cores unless given. */
   readonly jobs?: number | undefined;
   readonly signal?: AbortSignal | undefined;
@@ -36,6 +42,12 @@ export interface VerityTreeOptions extends VerityBlocks {
   readonly threads?: VerityThreads | undefined;
   /** Told several times a second how many more bytes were hashed. */
   readonly onHashed?: ((bytes: number) => void) | undefined;
+}
+
+export interface FileHead {
+  /** Bytes from the start that are not there before `write` has ended. */
+  readonly size: number;
+  readonly write: () => Promise<void>;
 }
 
 /** Where a tree is, or goes: its first byte is the top level's. */
@@ -103,13 +115,18 @@ interface Hashed {
 async function hashAll(options: VerityTreeOptions, shape: TreeShape, leaves: HashJob["leaves"]): Promise<Hashed> {
   const { signal, onHashed } = options;
   throwIfAborted(signal);
-  if (shape.levels.length === 0) return hashSingle(options);
+  const { head } = options;
+  if (shape.levels.length === 0) {
+    await head?.write();
+    return hashSingle(options);
+  }
   const control = new SharedArrayBuffer(CONTROL_SLOTS * BigInt64Array.BYTES_PER_ELEMENT);
   const slots = new BigInt64Array(control);
   slots[DAMAGED] = UNDAMAGED;
   const digests = new SharedArrayBuffer(shape.levels[0]!.blocks * DIGEST_SIZE);
-  const { dataBlocks, dataBlockSize, hashBlockSize, file, salt } = options;
-  const job: HashJob = { dataBlocks, dataBlockSize, hashBlockSize, file, salt, leaves, control, digests };
+  const { dataBlocks, dataBlockSize, hashBlockSize, file, salt, assembly } = options;
+  const parameters = { dataBlocks, dataBlockSize, hashBlockSize, file, salt, assembly };
+  const job: HashJob = { ...parameters, headSize: head?.size ?? 0, leaves, control, digests };
 
   let told = 0;
   const tell = () => {
@@ -123,7 +140,7 @@ async function hashAll(options: VerityTreeOptions, shape: TreeShape, leaves: Has
   const useful = segmentCount(shape) - 1;
   using own = options.threads === undefined && useful > 0 ? new VerityThreads(options.jobs) : undefined;
   const others = (options.threads ?? own)?.run(job, useful, stop) ?? [];
-  const running = [runHere(job, stop), ...others];
+  const running = [runHere(job, head, stop), ...others];
   try {
     const ended = await Promise.allSettled(running);
     const failed = ended.find((one) => one.status === "rejected");
@@ -138,11 +155,9 @@ async function hashAll(options: VerityTreeOptions, shape: TreeShape, leaves: Has
   return { digests: Buffer.from(digests), damagedBlock: damaged === UNDAMAGED ? undefined : Number(damaged) };
 }
 
-function hashSingle({ file, dataBlockSize, salt, onHashed }: VerityTreeOptions): Hashed {
+function hashSingle({ file, assembly, dataBlockSize, salt, onHashed }: VerityTreeOptions): Hashed {
   const block = Buffer.alloc(dataBlockSize);
-  if (readAt(file, block, 0) < block.length) {
-    throw new ShaleError("DATA_LOSS", `Cannot read the data: it ends before byte ${dataBlockSize}`);
-  }
+  new AssemblyReader(file, assembly).read(block, 0);
   const digests = Buffer.alloc(DIGEST_SIZE);
   new BlockHasher(dataBlockSize, salt).hashBlocks(block, digests, 0);
   onHashed?.(dataBlockSize);
@@ -150,8 +165,12 @@ function hashSingle({ file, dataBlockSize, salt, onHashed }: VerityTreeOptions):
 }
 
 /** In this thread, a segment (some milliseconds) at a time, so that signals and progress get their turn. */
-async function runHere(job: HashJob, stop: () => void): Promise<void> {
+async function runHere(job: HashJob, head: FileHead | undefined, stop: () => void): Promise<void> {
   try {
+    await head?.write();
+    const control = new BigInt64Array(job.control);
+    Atomics.store(control, HEAD, 1n);
+    Atomics.notify(control, HEAD);
     const runner = new SegmentRunner(job);
     while (runner.next()) await setImmediate();
   } catch (error) {

@@ -36,5 +36,5 @@ export {
   verifySuperblock,
 } from "./superblock.ts";
 export { erofsTree, indexFromErofs } from "./tree.ts";
-export { type ErofsDevice, type ErofsImage, type WriteErofsOptions, writeErofs } from "./writer.ts";
+export { type ErofsDevice, type ErofsImage, planErofs, type WriteErofsOptions, writeErofs } from "./writer.ts";
 export { canStoreXattr } from "./xattr.ts";

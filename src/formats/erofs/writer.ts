@@ -82,25 +82,38 @@ export interface WriteErofsOptions {
  * xattr or a device number that EROFS can't hold.
  */
 export function writeErofs(index: LayerIndex, options: WriteErofsOptions): ErofsImage {
+  const { image, write } = planErofs(index, options);
+  write();
+  return image;
+}
+
+/** The first pass of {@link writeErofs}: where everything goes is known before anything is written. `write` is for one call. */
+export function planErofs(
+  index: LayerIndex,
+  options: WriteErofsOptions,
+): { readonly image: ErofsImage; readonly write: () => void } {
   const blockSize = options.blockSize ?? BLOCK_SIZE;
   if (blockSize !== 512 && blockSize !== BLOCK_SIZE) throw new RangeError(`a block size of ${blockSize}`);
   const slots = options.selfContained === true ? 0 : options.devices.length;
   const layout = planImage(index, slots, options.keepUnlinked ?? false, blockSize);
   const { firstBlocks, endBlock } = placeDevices(options.devices, layout);
-  const output = new Output(options.write, blockSize);
-
-  writeHead(output, index, options, layout, firstBlocks, endBlock);
-  writeRecords(output, index, options, layout, firstBlocks);
-  writeWholeBlocks(output, index, options, layout);
-  output.finish(layout.imageBlocks * blockSize);
   return {
-    size: layout.imageBlocks * blockSize,
-    deviceOffsets: firstBlocks.map((block) => block * blockSize),
-    totalSize: endBlock * blockSize,
-    rootNid: layout.nids[ROOT]!,
-    nids: layout.nids,
-    inodes: layout.inodes,
-    waste: layout.waste,
+    image: {
+      size: layout.imageBlocks * blockSize,
+      deviceOffsets: firstBlocks.map((block) => block * blockSize),
+      totalSize: endBlock * blockSize,
+      rootNid: layout.nids[ROOT]!,
+      nids: layout.nids,
+      inodes: layout.inodes,
+      waste: layout.waste,
+    },
+    write() {
+      const output = new Output(options.write, blockSize);
+      writeHead(output, index, options, layout, firstBlocks, endBlock);
+      writeRecords(output, index, options, layout, firstBlocks);
+      writeWholeBlocks(output, index, options, layout);
+      output.finish(layout.imageBlocks * blockSize);
+    },
   };
 }
 

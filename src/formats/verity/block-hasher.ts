@@ -23,7 +23,7 @@ export class BlockHasher {
       this.#salted = new Uint8Array(salt.length + blockSize);
       this.#salted.set(salt);
     }
-    this.#zeroDigest = this.#digest(this.#zeros);
+    this.#zeroDigest = this.#digest(this.#zeros, 0, blockSize);
   }
 
   /**
@@ -33,18 +33,20 @@ export class BlockHasher {
   hashBlocks(data: Uint8Array, target: Buffer, at: number): void {
     const { blockSize } = this;
     if (data.length % blockSize !== 0) throw new RangeError(`${data.length} bytes in blocks of ${blockSize}`);
-    for (let offset = 0; offset < data.length; offset += blockSize) {
-      const block = new Uint8Array(data.buffer, data.byteOffset + offset, blockSize);
-      const isZero = block[0] === 0 && block[blockSize - 1] === 0 && this.#zeros.equals(block);
-      target.write(isZero ? this.#zeroDigest : this.#digest(block), at, DIGEST_SIZE, "latin1");
+    const bytes = Buffer.from(data.buffer, data.byteOffset, data.length);
+    for (let offset = 0; offset < bytes.length; offset += blockSize) {
+      const end = offset + blockSize;
+      const mayBeZero = bytes[offset] === 0 && bytes[end - 1] === 0;
+      const isZero = mayBeZero && this.#zeros.compare(bytes, offset, end) === 0;
+      target.write(isZero ? this.#zeroDigest : this.#digest(bytes, offset, end), at, DIGEST_SIZE, "latin1");
       at += DIGEST_SIZE;
     }
   }
 
-  #digest(block: Uint8Array): string {
+  #digest(bytes: Buffer, start: number, end: number): string {
     const salted = this.#salted;
-    if (salted === undefined) return hash("sha256", block, "latin1");
-    salted.set(block, this.#salt.length);
+    if (salted === undefined) return hash("sha256", bytes.subarray(start, end), "latin1");
+    bytes.copy(salted, this.#salt.length, start, end);
     return hash("sha256", salted, "latin1");
   }
 }
