@@ -92,6 +92,34 @@ describe("makeVerityTree()", () => {
       assert.deepEqual(new Set(trees).size, 1);
     }));
 
+  test("gives the same tree when the start of the data is written meanwhile", () =>
+    withFile(17 * 1024 * 1024, async (path, file) => {
+      const options = { file, salt: SALT, dataBlocks: 4352, dataBlockSize: 4096, hashBlockSize: 4096 };
+      const { rootHash } = await makeVerityTree(options);
+      const sound = readFileSync(path);
+      for (const size of [4096, 5 << 20, 17 << 20]) {
+        writeFileSync(path, Buffer.concat([Buffer.alloc(size, 0xee), sound.subarray(size)]));
+        const head = {
+          size,
+          async write() {
+            await new Promise((resolve) => setImmediate(resolve));
+            writeFileSync(path, sound);
+          },
+        };
+        const made = await makeVerityTree({ ...options, head, jobs: 3 });
+        assert.deepEqual(made.rootHash, rootHash, `${size}`);
+      }
+    }));
+
+  test("ends with the error of who writes the start of the data, while threads wait for it", () =>
+    withFile(9 << 20, async (_, file) => {
+      const options = { file, salt: SALT, dataBlocks: 2304, dataBlockSize: 4096, hashBlockSize: 4096 };
+      for (const jobs of [1, 3]) {
+        const head = { size: 9 << 20, write: () => Promise.reject(new ShaleError("RESOURCE_EXHAUSTED", "full")) };
+        await assert.rejects(makeVerityTree({ ...options, head, jobs }), (e) => ShaleError.is(e, "RESOURCE_EXHAUSTED"));
+      }
+    }));
+
   test("computes only the root hash without a place", () =>
     withFile(1 << 20, async (path, file) => {
       const options = { file, salt: SALT, dataBlocks: 256, dataBlockSize: 4096, hashBlockSize: 4096 };
