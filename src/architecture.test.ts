@@ -118,7 +118,7 @@ const MODULES: Readonly<Record<string, Rule>> = {
       ...BASE,
       ...["formats/tar", "formats/compression", "formats/criu", "oci", "sys", "registry", "store", "images"],
     ],
-    packages: ["node:path", "node:crypto", "node:util", "node:os", "node:zlib"],
+    packages: ["node:path", "node:crypto", "node:util", "node:os", "node:zlib", "node:timers/promises"],
   },
   "cri-proxy": { modules: [...BASE, "oci", "registry", "rpc"], packages: [] },
   kubernetes: {

@@ -2,8 +2,16 @@
  * The layout of an archive, computed before a byte is written: what the members are, in which order, and the exact size of
  * the tars inside. So a nested tar is written in place, without a temporary file, and to a pipe as well.
  */
+import { setImmediate } from "node:timers/promises";
 import type { ByteString } from "../../bytes/index.ts";
-import { encodeTarHeader, TAR_END, type TarHeader, tarPadding } from "../../formats/tar/index.ts";
+import {
+  encodeTarHeader,
+  TAR_END,
+  type TarHeader,
+  type TarPlace,
+  tarHeaderLength,
+  tarPadding,
+} from "../../formats/tar/index.ts";
 import { isNested, type Section, type SectionKind } from "../archive/index.ts";
 import { type EntrySource, remember, type SourceEntry } from "../sources/entry.ts";
 
@@ -50,6 +58,9 @@ export function inOrder<T extends { readonly section: Section }>(members: readon
   return [...members].sort((a, b) => ORDER.indexOf(a.section.kind) - ORDER.indexOf(b.section.kind));
 }
 
+/** Entries, at some 20 us each. */
+const BETWEEN_TURNS = 512;
+
 /** Goes through a nested tar's entries once. Offsets in it are relative: it begins at a multiple of the unit. */
 export async function measure(
   { section, path, source }: NestedMember,
@@ -61,8 +72,9 @@ export async function measure(
   let size = 0;
   let files = 0;
   for await (const { header } of remembered.entries()) {
+    if (files % BETWEEN_TURNS === 0) await setImmediate(); // a signal may have come
     signal?.throwIfAborted();
-    size += encodeHeader(header, size, alignment).length + header.size + tarPadding(header.size).length;
+    size += tarHeaderLength(header, placeOf(header, size, alignment)) + header.size + tarPadding(header.size).length;
     files++;
   }
   return { section, header: documentHeader(path, size + TAR_END.length), source: remembered, files };
@@ -80,9 +92,13 @@ export function plannedSize(members: readonly PlannedMember[], alignment: Alignm
 }
 
 /** The headers of an entry at `offset`, so that its content is aligned where that is worth it. */
-export function encodeHeader(header: TarHeader, offset: number, { unit, from }: Alignment): Uint8Array {
+export function encodeHeader(header: TarHeader, offset: number, alignment: Alignment): Uint8Array {
+  return encodeTarHeader(header, placeOf(header, offset, alignment));
+}
+
+function placeOf(header: TarHeader, offset: number, { unit, from }: Alignment): TarPlace | undefined {
   const aligned = header.type === "file" && header.size >= from && unit > 512;
-  return encodeTarHeader(header, aligned ? { offset, alignment: unit } : undefined);
+  return aligned ? { offset, alignment: unit } : undefined;
 }
 
 /** As {@link encodeHeader}; a nested tar is always aligned, since its own entries are, relative to it. */

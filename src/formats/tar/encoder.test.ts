@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { test } from "node:test";
 import fc from "fast-check";
-import { encodeTarHeader, TAR_END, type TarHeader, tarPadding } from "./index.ts";
+import { encodeTarHeader, TAR_END, type TarHeader, tarHeaderLength, tarPadding } from "./index.ts";
 import { decodeTar, entryBytes, header, tarOf } from "./testing.ts";
 
 const PLAIN: readonly { readonly name: string; readonly fields: Partial<TarHeader> & { path: string } }[] = [
@@ -190,5 +190,17 @@ test("encodeTarHeader() puts content at a multiple of the alignment, and says th
         assert.deepEqual(decodeTar([bytes]).entries, decodeTar([encodeTarHeader(entry)]).entries);
       },
     ),
+  );
+});
+
+test("tarHeaderLength() is the length of what encodeTarHeader() gives, anywhere", () => {
+  const multiples = fc.integer({ min: 0, max: 300 }).map((n) => n * 512);
+  const places = fc.option(fc.record({ offset: multiples, alignment: fc.constantFrom(512, 4096, 16384, 131072) }));
+  fc.assert(
+    fc.property(anyHeader, places, (entry, place) => {
+      const bytes = encodeTarHeader(entry, place ?? undefined);
+      assert.equal(tarHeaderLength(entry, place ?? undefined), bytes.length);
+    }),
+    { numRuns: 500 },
   );
 });

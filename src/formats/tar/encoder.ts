@@ -38,6 +38,55 @@ export interface TarPlace {
  * path, a negative owner).
  */
 export function encodeTarHeader(entry: TarHeader, place?: TarPlace): Uint8Array {
+  const { path, size, split, records } = partsOf(entry);
+  const filler = place === undefined ? 0 : fillerLength(records, place);
+  if (filler > 0) records.set("comment", " ".repeat(filler));
+  const body = records.size === 0 ? 0 : paxLength(records);
+  const extended = body === 0 ? 0 : BLOCK_SIZE + roundUp(body);
+  // One buffer for all of it, from Node's pool: a tree has tens of thousands of entries.
+  const bytes = Buffer.allocUnsafe(extended + BLOCK_SIZE).fill(0);
+  if (body > 0) {
+    const base = entry.path.replace(/\/+$/, "").split("/").at(-1) ?? "";
+    const name = `PaxHeaders/${base}`.slice(0, FIELDS.name.length);
+    encodeBlock(bytes, 0, { ...NO_VALUES, name, flag: "x", mode: 0o644, size: body });
+    writePax(bytes, BLOCK_SIZE, records);
+  }
+  encodeBlock(bytes, extended, {
+    name: split?.name ?? path.slice(0, FIELDS.name.length),
+    prefix: split?.prefix ?? "",
+    linkName: entry.linkTarget.slice(0, FIELDS.linkName.length),
+    flag: FLAGS[entry.type],
+    mode: entry.mode,
+    uid: fits(entry.uid, FIELDS.uid) ? entry.uid : 0,
+    gid: fits(entry.gid, FIELDS.gid) ? entry.gid : 0,
+    size: fits(size, FIELDS.size) ? size : 0,
+    mtime: fits(entry.mtimeSeconds, FIELDS.mtime) ? entry.mtimeSeconds : 0,
+    devMajor: fits(entry.rdevMajor, FIELDS.devMajor) ? entry.rdevMajor : 0,
+    devMinor: fits(entry.rdevMinor, FIELDS.devMinor) ? entry.rdevMinor : 0,
+  });
+  return bytes;
+}
+
+/** The length of what {@link encodeTarHeader} gives, without making it: what a plan needs to know. */
+export function tarHeaderLength(entry: TarHeader, place?: TarPlace): number {
+  const { records } = partsOf(entry);
+  const body = records.size === 0 ? 0 : paxLength(records);
+  const length = (body === 0 ? 0 : BLOCK_SIZE + roundUp(body)) + BLOCK_SIZE;
+  if (place === undefined) return length;
+  const missing = missingTo(place, length);
+  return length + (missing > 0 && records.size === 0 ? fillFromNothing(missing, place) : missing);
+}
+
+interface HeaderParts {
+  readonly path: ByteString;
+  readonly size: number;
+  /** Undefined when the path needs a record. */
+  readonly split: { readonly name: ByteString; readonly prefix: ByteString } | undefined;
+  /** What a ustar header has no room for. */
+  readonly records: Map<string, ByteString>;
+}
+
+function partsOf(entry: TarHeader): HeaderParts {
   const path = entry.type === "directory" && !entry.path.endsWith("/") ? `${entry.path}/` : entry.path;
   const size = entry.type === "file" ? entry.size : 0;
   check(entry, path, size);
@@ -58,68 +107,72 @@ export function encodeTarHeader(entry: TarHeader, place?: TarPlace): Uint8Array 
   }
   const texts = [records.get("path"), records.get("linkpath")];
   if (texts.some((text) => text !== undefined && !isUtf8(text))) records.set("hdrcharset", "BINARY");
-  const header = encodeBlock({
-    name: split?.name ?? path.slice(0, FIELDS.name.length),
-    prefix: split?.prefix ?? "",
-    linkName: entry.linkTarget.slice(0, FIELDS.linkName.length),
-    flag: FLAGS[entry.type],
-    mode: entry.mode,
-    uid: fits(entry.uid, FIELDS.uid) ? entry.uid : 0,
-    gid: fits(entry.gid, FIELDS.gid) ? entry.gid : 0,
-    size: fits(size, FIELDS.size) ? size : 0,
-    mtime: fits(entry.mtimeSeconds, FIELDS.mtime) ? entry.mtimeSeconds : 0,
-    devMajor: fits(entry.rdevMajor, FIELDS.devMajor) ? entry.rdevMajor : 0,
-    devMinor: fits(entry.rdevMinor, FIELDS.devMinor) ? entry.rdevMinor : 0,
-  });
-  const filler = place === undefined ? 0 : fillerLength(records, place);
-  if (filler > 0) records.set("comment", " ".repeat(filler));
-  if (records.size === 0) return header;
-  const body = encodePax(records);
-  const base = entry.path.replace(/\/+$/, "").split("/").at(-1) ?? "";
-  const extended = encodeBlock({
-    name: `PaxHeaders/${base}`.slice(0, FIELDS.name.length),
-    prefix: "",
-    linkName: "",
-    flag: "x",
-    mode: 0o644,
-    uid: 0,
-    gid: 0,
-    size: body.length,
-    mtime: 0,
-    devMajor: 0,
-    devMinor: 0,
-  });
-  return Buffer.concat([extended, body, tarPadding(body.length), header]);
+  return { path, size, split, records };
 }
 
 const COMMENT = " comment=\n".length;
+const SPACE = 0x20;
+const NEWLINE = 0x0a;
 
 /** Length of the `comment` that makes the headers end at a multiple of the alignment; 0 when they do without one. */
-function fillerLength(records: ReadonlyMap<string, ByteString>, { offset, alignment }: TarPlace): number {
-  const body = records.size === 0 ? 0 : encodePax(records).length;
-  const blocks = Math.ceil(body / BLOCK_SIZE) * BLOCK_SIZE;
-  const end = offset + (records.size === 0 ? 0 : BLOCK_SIZE + blocks) + BLOCK_SIZE;
-  let missing = (alignment - (end % alignment)) % alignment;
+function fillerLength(records: ReadonlyMap<string, ByteString>, place: TarPlace): number {
+  const body = records.size === 0 ? 0 : paxLength(records);
+  const blocks = roundUp(body);
+  let missing = missingTo(place, (body === 0 ? 0 : BLOCK_SIZE + blocks) + BLOCK_SIZE);
   if (missing === 0) return 0;
   // The first record brings a header block of its own.
-  if (records.size === 0) {
-    while (missing < 2 * BLOCK_SIZE) missing += alignment;
-    missing -= BLOCK_SIZE;
-  }
+  if (body === 0) missing = fillFromNothing(missing, place) - BLOCK_SIZE;
   const record = blocks + missing - body; // at least one block, so any length of its own digits fits
   return record - COMMENT - `${record}`.length;
 }
 
+/** From the end of headers of that length to the next multiple of the alignment. */
+function missingTo({ offset, alignment }: TarPlace, length: number): number {
+  return (alignment - ((offset + length) % alignment)) % alignment;
+}
+
+/** What an extended header adds that has nothing but a comment: two blocks at least. */
+function fillFromNothing(missing: number, { alignment }: TarPlace): number {
+  let added = missing;
+  while (added < 2 * BLOCK_SIZE) added += alignment;
+  return added;
+}
+
+function roundUp(length: number): number {
+  return Math.ceil(length / BLOCK_SIZE) * BLOCK_SIZE;
+}
+
 /** Records in byte order of their keys, each "LENGTH KEY=VALUE\n" with a length that counts its own digits. */
 export function encodePax(records: ReadonlyMap<string, ByteString>): Uint8Array {
-  const keys = [...records.keys()].sort();
-  const parts = keys.map((key) => {
-    const rest = ` ${key}=${records.get(key)!}\n`;
-    let length = rest.length + `${rest.length}`.length;
-    if (`${length}`.length + rest.length !== length) length = rest.length + `${length}`.length;
-    return `${length}${rest}`;
-  });
-  return Buffer.from(parts.join(""), "latin1");
+  const bytes = Buffer.allocUnsafe(paxLength(records));
+  writePax(bytes, 0, records);
+  return bytes;
+}
+
+function paxLength(records: ReadonlyMap<string, ByteString>): number {
+  let length = 0;
+  for (const [key, value] of records) length += recordLength(key, value);
+  return length;
+}
+
+function writePax(bytes: Buffer, at: number, records: ReadonlyMap<string, ByteString>): void {
+  const keys = records.size === 1 ? records.keys() : [...records.keys()].sort();
+  let end = at;
+  for (const key of keys) {
+    const value = records.get(key)!;
+    end += bytes.write(`${recordLength(key, value)} ${key}=`, end, "latin1");
+    if (key === "comment")
+      bytes.fill(SPACE, end, end + value.length); // thousands of them, and half of an encoder's time as text
+    else bytes.write(value, end, "latin1");
+    end += value.length;
+    bytes[end++] = NEWLINE;
+  }
+}
+
+function recordLength(key: string, value: ByteString): number {
+  const rest = key.length + value.length + " =\n".length;
+  const length = rest + `${rest}`.length;
+  return `${length}`.length + rest === length ? length : rest + `${length}`.length;
 }
 
 interface BlockValues {
@@ -136,10 +189,35 @@ interface BlockValues {
   readonly devMinor: number;
 }
 
-function encodeBlock(values: BlockValues): Buffer {
-  const block = Buffer.alloc(BLOCK_SIZE);
-  const text = (value: ByteString, { offset }: HeaderField) => block.write(value, offset, "latin1");
-  const octal = (value: number, field: HeaderField) => text(value.toString(8).padStart(field.length - 1, "0"), field);
+const NO_VALUES: BlockValues = {
+  ...{
+    name: "",
+    prefix: "",
+    linkName: "",
+    flag: "",
+    mode: 0,
+    uid: 0,
+    gid: 0,
+    size: 0,
+    mtime: 0,
+    devMajor: 0,
+    devMinor: 0,
+  },
+};
+
+/** Into zeros. */
+function encodeBlock(bytes: Buffer, at: number, values: BlockValues): void {
+  const text = (value: ByteString, { offset }: HeaderField) => {
+    if (value !== "") bytes.write(value, at + offset, "latin1");
+  };
+  const octal = (value: number, { offset, length }: HeaderField) => {
+    const start = at + offset;
+    let left = value;
+    for (let i = start + length - 2; i >= start; i--) {
+      bytes[i] = 0x30 + (left % 8);
+      left = Math.floor(left / 8);
+    }
+  };
   text(values.name, FIELDS.name);
   octal(values.mode, FIELDS.mode);
   octal(values.uid, FIELDS.uid);
@@ -153,8 +231,9 @@ function encodeBlock(values: BlockValues): Buffer {
   octal(values.devMinor, FIELDS.devMinor);
   text(values.prefix, FIELDS.prefix);
   // six digits, NUL, space: as every tar since v7 writes it
-  text(`${checksum(block, 0).toString(8).padStart(6, "0")}\0 `, FIELDS.checksum);
-  return block;
+  const { offset } = FIELDS.checksum;
+  octal(checksum(bytes, at), { ...FIELDS.checksum, length: 7 });
+  bytes[at + offset + 7] = 0x20;
 }
 
 function check(entry: TarHeader, path: ByteString, size: number): void {

@@ -29,7 +29,7 @@
  * | end | two zero blocks, one at the end of the stream, or the end of the stream after an entry, with its padding or without all of it; an empty stream is an empty archive; zeros may follow two zero blocks, anything else is refused |
  */
 export { TarDecoder } from "./decoder.ts";
-export { encodeTarHeader, TAR_END, type TarPlace, tarPadding } from "./encoder.ts";
+export { encodeTarHeader, TAR_END, type TarPlace, tarHeaderLength, tarPadding } from "./encoder.ts";
 export {
   type Segment,
   type TarEntry,
