@@ -9,7 +9,7 @@
 import { dirname } from "node:path";
 import { displayBytes, fromUtf8 } from "../bytes/index.ts";
 import { ShaleError } from "../errors/index.ts";
-import { createNewFile, fileSystemStatus, findFile, writeAt } from "../sys/index.ts";
+import { createNewFile, fileSystemStatus, findFile, Writeback, writeAt } from "../sys/index.ts";
 import { type CheckpointArchive, MEMBER, type Section } from "./archive/index.ts";
 import { FrameCompressor, type OutputCompression } from "./layout/compress.ts";
 import { type ArchiveOutput, FileOutput, type MovedTotals, pieceSink, StreamOutput } from "./layout/output.ts";
@@ -96,20 +96,26 @@ export async function writeMembers(
   if (typeof output !== "string") return await toSink(compression, output, false, write);
   using file = createNewFile(output);
   if (compression === "none") {
-    const to = new FileOutput(file.fd, alignment.unit, signal);
+    await using to = new FileOutput(file.fd, alignment.unit, signal);
     const archive = await write(to);
     file.publish();
     return { archive, written: archive.size, moved: to.moved };
   }
   let at = 0;
+  const writeback = new Writeback(file.fd);
   const append = async (bytes: Uint8Array) => {
     signal?.throwIfAborted();
     writeAt(file.fd, bytes, at);
     at += bytes.length;
+    writeback.reach(at);
   };
-  const result = await toSink(compression, append, true, write);
-  file.publish();
-  return result;
+  try {
+    const result = await toSink(compression, append, true, write);
+    file.publish();
+    return result;
+  } finally {
+    await writeback.settled();
+  }
 }
 
 async function toSink<T>(

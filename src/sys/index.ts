@@ -44,3 +44,4 @@ export { type SystemError, systemError } from "./system-error.ts";
 export * from "./unix-socket.ts";
 export * from "./user-namespace.ts";
 export * from "./walk.ts";
+export * from "./writeback.ts";

@@ -118,6 +118,12 @@ export function syncFileRange(fd: number, offset: number, length: number, flags:
   call("int sync_file_range(int, int64_t, int64_t, uint32_t)", "sync_file_range", undefined, fd, offset, length, flags);
 }
 
+/** Starts writeback of a range, on the thread pool: it waits where the device has more to do than it takes. Never rejects. */
+export async function writeOutRange(fd: number, offset: number, length: number): Promise<void> {
+  const definition = "int sync_file_range(int, int64_t, int64_t, uint32_t)";
+  await callAside(definition, fd, offset, length, SYNC_FILE_RANGE_WRITE); // a failure is nobody's concern
+}
+
 /** Syncs the whole file system that `fd` is on. */
 export function syncfs(fd: number, path?: string): void {
   call("int syncfs(int)", "syncfs", path, fd);

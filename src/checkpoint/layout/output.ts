@@ -1,6 +1,7 @@
 /** Where an archive goes: a file, into which data moves inside the kernel, or a stream. */
+import { setImmediate } from "node:timers/promises";
 import { ShaleError } from "../../errors/index.ts";
-import { dataRanges, moveRange, readAt, startWriteback, truncate, writeAt } from "../../sys/index.ts";
+import { dataRanges, moveRange, readAt, truncate, Writeback, writeAt } from "../../sys/index.ts";
 import { DATA_FROM } from "../archive/index.ts";
 import type { OpenContent } from "../sources/entry.ts";
 
@@ -29,12 +30,16 @@ const PIECE = 1024 * 1024;
 /** Kernel copies are cut, so that a signal is seen between two of them. */
 const SLICE = 256 * 1024 * 1024;
 
-/** A new file from its first byte on. Headers and small files are gathered, large ones moved by `moveRange`. */
-export class FileOutput implements ArchiveOutput {
+/**
+ * A new file from its first byte on. Headers, small files and the ends of large ones are gathered; whole blocks of large ones are
+ * moved by `moveRange`. Dispose of it before the descriptor is closed.
+ */
+export class FileOutput implements ArchiveOutput, AsyncDisposable {
   readonly moved: MovedTotals = { cloned: 0, copied: 0, written: 0 };
   readonly #fd: number;
   readonly #blockSize: number;
   readonly #signal: AbortSignal | undefined;
+  readonly #writeback: Writeback;
   readonly #buffer = Buffer.allocUnsafeSlow(PIECE);
   #buffered = 0;
   /** Bytes in the file. */
@@ -44,6 +49,7 @@ export class FileOutput implements ArchiveOutput {
     this.#fd = fd;
     this.#blockSize = blockSize;
     this.#signal = signal;
+    this.#writeback = new Writeback(fd);
   }
 
   get position(): number {
@@ -61,51 +67,77 @@ export class FileOutput implements ArchiveOutput {
     this.#buffered += bytes.length;
   }
 
-  add(content: OpenContent, size: number, seen: ((bytes: Uint8Array) => void) | undefined): void {
+  add(content: OpenContent, size: number, seen: ((bytes: Uint8Array) => void) | undefined): void | Promise<void> {
     if (size < DATA_FROM) {
-      if (size > PIECE - this.#buffered) this.#flush();
-      const place = this.#buffer.subarray(this.#buffered, this.#buffered + size);
-      if (readAt(content.fd, place, content.offset) !== size) throw endsEarly();
-      seen?.(place);
-      this.#buffered += size;
-      this.moved.written += size;
+      seen?.(this.#gather(content, 0, size));
       return;
     }
     this.#flush();
-    const { fd, sparse } = content;
-    const data = (offset: number, length: number) => dataRanges(fd, offset, length);
-    const options = { blockSize: this.#blockSize, ...(sparse && { data }) };
-    for (let done = 0; done < size; ) {
-      this.#signal?.throwIfAborted();
-      const length = Math.min(SLICE, size - done);
-      const { cloned, copied, written } = moveRange(
-        content.fd,
-        content.offset + done,
-        this.#fd,
-        this.#written + done,
-        length,
-        options,
-      );
-      this.moved.cloned += cloned;
-      this.moved.copied += copied;
-      this.moved.written += written;
-      done += length;
-    }
-    this.#written += size;
-    if (seen !== undefined) for (const piece of pieces(content, size)) seen(piece);
+    // What is behind the last whole block goes out with the header that follows it: one write for both.
+    const end = content.offset % this.#blockSize === 0 ? size % this.#blockSize : 0;
+    const whole = size - end;
+    if (whole > SLICE) return this.#addSlices(content, whole, end, seen);
+    if (whole > 0) this.#move(content, 0, whole);
+    this.#finishFile(content, whole, end, seen);
   }
 
-  finish(): void {
+  async finish(): Promise<void> {
     this.#flush();
     truncate(this.#fd, this.#written); // where the last bytes are a hole, nothing has set the size
+    await this.#writeback.settled();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#writeback.settled();
+  }
+
+  async #addSlices(
+    content: OpenContent,
+    whole: number,
+    end: number,
+    seen: ((bytes: Uint8Array) => void) | undefined,
+  ): Promise<void> {
+    for (let done = 0; done < whole; done += SLICE) {
+      await setImmediate();
+      this.#signal?.throwIfAborted();
+      this.#move(content, done, Math.min(SLICE, whole - done));
+    }
+    this.#finishFile(content, whole, end, seen);
+  }
+
+  #finishFile(content: OpenContent, whole: number, end: number, seen: ((bytes: Uint8Array) => void) | undefined): void {
+    if (end > 0) this.#gather(content, whole, end);
+    if (seen !== undefined) for (const piece of pieces(content, whole + end)) seen(piece);
+  }
+
+  /** Part of a file, into the buffer. The answer is valid until something is written. */
+  #gather(content: OpenContent, from: number, length: number): Uint8Array {
+    if (length > PIECE - this.#buffered) this.#flush();
+    const place = this.#buffer.subarray(this.#buffered, this.#buffered + length);
+    if (readAt(content.fd, place, content.offset + from) !== length) throw endsEarly();
+    this.#buffered += length;
+    this.moved.written += length;
+    return place;
+  }
+
+  /** Part of a file behind what is written, nothing being buffered. */
+  #move({ fd, offset, sparse }: OpenContent, from: number, length: number): void {
+    const data = (at: number, size: number) => dataRanges(fd, at, size);
+    const options = { blockSize: this.#blockSize, ...(sparse && { data }) };
+    const { cloned, copied, written } = moveRange(fd, offset + from, this.#fd, this.#written, length, options);
+    this.moved.cloned += cloned;
+    this.moved.copied += copied;
+    this.moved.written += written;
+    this.#written += length;
+    this.#writeback.reach(this.#written);
   }
 
   #flush(): void {
     if (this.#buffered === 0) return;
     writeAt(this.#fd, this.#buffer.subarray(0, this.#buffered), this.#written);
-    startWriteback(this.#fd, this.#written, this.#buffered); // the sync at the end has less to wait for
     this.#written += this.#buffered;
     this.#buffered = 0;
+    this.#writeback.reach(this.#written);
   }
 }
 
@@ -149,12 +181,9 @@ export class StreamOutput implements ArchiveOutput {
     return this.#writeThrough(bytes);
   }
 
-  async add(content: OpenContent, size: number, seen: ((bytes: Uint8Array) => void) | undefined): Promise<void> {
-    for (const piece of pieces(content, size)) {
-      seen?.(piece);
-      const wait = this.write(piece);
-      if (wait !== undefined) await wait;
-    }
+  add(content: OpenContent, size: number, seen: ((bytes: Uint8Array) => void) | undefined): void | Promise<void> {
+    if (size >= this.#buffer.length - this.#buffered) return this.#addThrough(content, size, seen);
+    seen?.(this.#read(content, 0, size));
     this.moved.written += size;
   }
 
@@ -165,16 +194,58 @@ export class StreamOutput implements ArchiveOutput {
     await this.#sink.write(last);
   }
 
+  /** Data is read to where it goes from, holes are not read. */
+  async #addThrough(
+    content: OpenContent,
+    size: number,
+    seen: ((bytes: Uint8Array) => void) | undefined,
+  ): Promise<void> {
+    const { fd, offset, sparse } = content;
+    const zeros = async (end: number, from: number) => {
+      for (let at = from; at < end; at += PIECE) {
+        const piece = ZEROS.subarray(0, Math.min(PIECE, end - at));
+        seen?.(piece);
+        const wait = this.write(piece);
+        if (wait !== undefined) await wait;
+      }
+    };
+    let at = 0;
+    for (const range of sparse ? dataRanges(fd, offset, size) : [{ offset, length: size }]) {
+      await zeros(range.offset - offset, at);
+      const end = range.offset - offset + range.length;
+      for (at = range.offset - offset; at < end; ) {
+        const length = Math.min(this.#buffer.length - this.#buffered, end - at);
+        seen?.(this.#read(content, at, length));
+        at += length;
+        if (this.#buffered === this.#buffer.length) await this.#next();
+      }
+    }
+    await zeros(size, at);
+    this.moved.written += size;
+  }
+
+  /** Part of a file, into the room that the buffer has. */
+  #read(content: OpenContent, from: number, length: number): Uint8Array {
+    const place = this.#buffer.subarray(this.#buffered, this.#buffered + length);
+    if (readAt(content.fd, place, content.offset + from) !== length) throw endsEarly();
+    this.#buffered += length;
+    this.#position += length;
+    return place;
+  }
+
+  async #next(): Promise<void> {
+    await this.#sink.write(this.#buffer);
+    this.#buffer = this.#sink.take();
+    this.#buffered = 0;
+  }
+
   async #writeThrough(bytes: Uint8Array): Promise<void> {
     for (let at = 0; at < bytes.length; ) {
       const step = Math.min(this.#buffer.length - this.#buffered, bytes.length - at);
       this.#buffer.set(bytes.subarray(at, at + step), this.#buffered);
       this.#buffered += step;
       at += step;
-      if (this.#buffered < this.#buffer.length) continue;
-      await this.#sink.write(this.#buffer);
-      this.#buffer = this.#sink.take();
-      this.#buffered = 0;
+      if (this.#buffered === this.#buffer.length) await this.#next();
     }
   }
 }

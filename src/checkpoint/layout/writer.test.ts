@@ -1,10 +1,24 @@
 /** A source that is not what was planned fails the archive: between the two passes, and while it is read. */
 import assert from "node:assert/strict";
-import { appendFileSync, mkdirSync, rmSync, truncateSync, unlinkSync, utimesSync, writeFileSync } from "node:fs";
+import {
+  appendFileSync,
+  closeSync,
+  mkdirSync,
+  openSync,
+  readSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  unlinkSync,
+  utimesSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
 import { join } from "node:path";
 import { describe, test } from "node:test";
 import { createNewFile } from "../../sys/index.ts";
 import { withTemporaryDirectory } from "../../sys/testing/filesystems.ts";
+import { openArchive } from "../archive/index.ts";
 import type { EntrySource } from "../sources/entry.ts";
 import { LowerLayers } from "../sources/lower.ts";
 import { Tree, treeSource } from "../sources/tree.ts";
@@ -89,6 +103,65 @@ describe("writeArchive()", () => {
       });
     });
   }
+
+  test("sees a signal while it plans and writes small files: no turn of the event loop came between them", async () => {
+    await withTemporaryDirectory(async (directory) => {
+      const upper = join(directory, "upper");
+      mkdirSync(upper);
+      for (let i = 0; i < 2000; i++) writeFileSync(join(upper, `${i}`), "small");
+      using tree = new Tree(upper, "the tree");
+      const source = new UpperSource(tree, new LowerLayers([]));
+      const soon = () => {
+        const controller = new AbortController();
+        setImmediate(() => controller.abort(new Error("stop")));
+        return controller.signal;
+      };
+      const member = { section: ROOTFS, path: "rootfs-diff.tar", source } as const;
+      await assert.rejects(measure(member, ALIGNMENT, soon()), /stop/);
+      const measured = await measure(member, ALIGNMENT, undefined);
+      using file = createNewFile(join(directory, "archive"));
+      await using output = new FileOutput(file.fd, 4096);
+      const settings = { alignment: ALIGNMENT, digestData: false, inKernel: true, signal: soon() };
+      await assert.rejects(writeArchive([measured], { writer: "test", opaque: [] }, output, settings), /stop/);
+    });
+  });
+
+  test("writes files over 256 MiB in slices, their ends and holes in place", async () => {
+    await withTemporaryDirectory(async (directory) => {
+      const upper = join(directory, "upper");
+      mkdirSync(upper);
+      const size = 600 * 1024 * 1024 + 5;
+      const places = [0, 256 * 1024 * 1024 - 3, 512 * 1024 * 1024, size - 6];
+      const fd = openSync(join(upper, "large"), "w");
+      for (const place of places) writeSync(fd, Buffer.from("marks!"), 0, 6, place);
+      closeSync(fd);
+      using tree = new Tree(upper, "the tree");
+      const members = await plan(tree);
+      const path = join(directory, "archive");
+      {
+        using file = createNewFile(path);
+        await using output = new FileOutput(file.fd, 4096);
+        const settings = { alignment: ALIGNMENT, digestData: false, inKernel: true };
+        await writeArchive(members, { writer: "test", opaque: [] }, output, settings);
+        file.publish();
+      }
+      await using archive = await openArchive(path);
+      for await (const member of archive.members()) {
+        if (member.section.kind !== "rootfs") continue;
+        for await (const { path: name, entry, content } of (await member.open()).entries()) {
+          if (name !== "large") continue;
+          assert.equal(entry.size, size);
+          const { fd: from, offset } = content.place()!;
+          const read = Buffer.alloc(6);
+          for (const place of places) {
+            readSync(from, read, 0, 6, offset + place);
+            assert.equal(read.toString(), "marks!", `at ${place}`);
+          }
+        }
+      }
+      assert.ok(statSync(path).blocks * 512 < 10_000_000, "holes stay holes");
+    });
+  });
 
   test("goes again through trees of more entries than are remembered, and notices new ones", async () => {
     await withTemporaryDirectory(async (directory) => {

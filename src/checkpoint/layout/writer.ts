@@ -1,4 +1,5 @@
 /** Writes a planned archive: the second pass, which moves the data. */
+import { setImmediate } from "node:timers/promises";
 import { displayBytes } from "../../bytes/index.ts";
 import { ShaleError } from "../../errors/index.ts";
 import { TAR_END, type TarHeader, tarPadding } from "../../formats/tar/index.ts";
@@ -92,6 +93,9 @@ export async function writeArchive(
   return { size: output.position, sections: [...sizes.values()], digests };
 }
 
+/** Entries, at some 30 us each. */
+const BETWEEN_TURNS = 256;
+
 async function writeNested(
   writer: Writer,
   { section, header: outer, source }: MeasuredMember,
@@ -99,7 +103,10 @@ async function writeNested(
   signal: AbortSignal | undefined,
 ): Promise<void> {
   const start = writer.position;
+  let count = 0;
   for await (const { header, content } of source.entries()) {
+    // Else nothing comes through for as long as it takes: no Ctrl-C, and not the end of what runs beside.
+    if (++count % BETWEEN_TURNS === 0) await setImmediate();
     signal?.throwIfAborted();
     const wait = writer.header(section, (offset) => encodeHeader(header, offset - start, alignment));
     if (wait !== undefined) await wait;
