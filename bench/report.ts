@@ -45,6 +45,11 @@ export function atLeast(name: string, value: number, bar: number, format: (value
   return { name, bar: `at least ${format(bar)}`, measured: format(value), met: value >= bar };
 }
 
+/** Without a bar. */
+export function reported(name: string, value: number, format: (value: number) => string): Goal {
+  return { name, bar: "-", measured: format(value), met: undefined };
+}
+
 function goalRows(goals: readonly Goal[]): string[][] {
   return goals.map(({ name, measured, bar, met }) => [
     name,
