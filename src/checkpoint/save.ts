@@ -3,7 +3,7 @@ import { basename, dirname, join, resolve } from "node:path";
 import { ShaleError } from "../errors/index.ts";
 import { makeDirectory, removeTree } from "../sys/index.ts";
 import type { EngineOptions, FindContainer } from "./engines/engine.ts";
-import { type WriteOptions, type WriteResult, writeCheckpoint } from "./write.ts";
+import type { WriteOptions, WriteResult } from "./write.ts";
 
 export const ENGINES = ["podman", "containerd", "runc", "crun"] as const;
 export type EngineName = (typeof ENGINES)[number];
@@ -30,7 +30,11 @@ export async function saveCheckpoint(name: string, options: SaveOptions): Promis
     ...(signal && { signal }),
   };
   const find = await loadEngine(engine);
-  const container = await find(name, settings);
+  const finding = find(name, settings);
+  const writing = import("./write.ts"); // loaded while the engine's program starts
+  writing.catch(() => undefined); // thrown below
+  const container = await finding;
+  const { writeCheckpoint } = await writing;
   const output = resolve(options.output);
   const workspace = join(dirname(output), `.${basename(output)}.${process.pid}.images`);
   makeDirectory(workspace);
