@@ -16,10 +16,13 @@ const configFor = (host: string, password: string) => ({
 });
 const certificate = { "client-certificate": "client.pem", "client-key": "client.key" };
 
-/** Watches with short waits; `problems` is all that it says. */
+/** Watches with short waits, but for the first list, which may take its time under load; `problems` is all that it says. */
 function watch(kubeconfig: string) {
   const problems: unknown[] = [];
-  const secrets = new PullSecrets({ kubeconfig, retryMs: 5, onProblem: (problem) => problems.push(problem) });
+  const secrets = new PullSecrets({
+    ...{ kubeconfig, retryMs: 5, firstListMs: 600_000 },
+    onProblem: (problem) => problems.push(problem),
+  });
   return {
     secrets,
     problems,

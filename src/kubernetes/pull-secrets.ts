@@ -18,6 +18,8 @@ export interface PullSecretsOptions {
   readonly onProblem: (problem: unknown) => void;
   /** First wait after a failure; a second unless given. */
   readonly retryMs?: number;
+  /** How long the first pull after a start waits for the first list; 5 s unless given. */
+  readonly firstListMs?: number;
 }
 
 const TYPE = "kubernetes.io/dockerconfigjson";
@@ -36,7 +38,6 @@ const SHORT_WATCH_MS = 1_000;
 /** Of the first wait after a failure: 10 s. */
 const POLL_WAITS = 10;
 const MAX_RETRY_MS = 60_000;
-/** The first pull after a start waits so long for the first list. */
 const FIRST_LIST_MS = 5_000;
 
 interface Secret {
@@ -67,7 +68,7 @@ export class PullSecrets implements CredentialSource, AsyncDisposable {
   }
 
   async find(host: string, repository: string): Promise<readonly Credentials[]> {
-    await Promise.race([this.#firstOutcome.promise, timeout(FIRST_LIST_MS)]);
+    await Promise.race([this.#firstOutcome.promise, timeout(this.#options.firstListMs ?? FIRST_LIST_MS)]);
     const found: Credentials[] = [];
     for (const auths of this.#secrets.values()) {
       const one = findAuth(auths, host, repository);

@@ -93,7 +93,7 @@ async function pull(client: RegistryClient, registry: string): Promise<void> {
 }
 
 test("docker-registry: resolve, config, blob, range", async () => {
-  await using one = testClient({ stallTimeoutMs: 10_000 });
+  await using one = testClient({ stallTimeoutMs: 120_000 });
   await pull(one.client, open);
   await assert.rejects(one.client.resolve(parseReference(`${open}/some/image:other`)), (error) => {
     assert.ok(ShaleError.is(error, "NOT_FOUND"));
@@ -109,11 +109,11 @@ test("docker-registry with htpasswd: with the password, with a wrong one, withou
     writeFileSync(authFile, JSON.stringify({ auths: { [guarded]: { auth } } }));
   };
   login(PASSWORD);
-  await using one = testClient({ authFile, stallTimeoutMs: 10_000 });
+  await using one = testClient({ authFile, stallTimeoutMs: 120_000 });
   await pull(one.client, guarded);
   login("wrong");
-  await using wrong = testClient({ authFile, stallTimeoutMs: 10_000 });
+  await using wrong = testClient({ authFile, stallTimeoutMs: 120_000 });
   await assert.rejects(pull(wrong.client, guarded), { code: "UNAUTHENTICATED" });
-  await using none = testClient({ stallTimeoutMs: 10_000 });
+  await using none = testClient({ stallTimeoutMs: 120_000 });
   await assert.rejects(pull(none.client, guarded), { code: "UNAUTHENTICATED" });
 });

@@ -46,7 +46,7 @@ const descriptorFor = (bytes: Uint8Array, mediaType: string): Descriptor => ({
   annotations: {},
   urls: [],
 });
-const patient = () => testClient({ stallTimeoutMs: 10_000 });
+const patient = () => testClient({ stallTimeoutMs: 120_000 });
 
 describe("docker-registry", () => {
   for (const [name, size] of [
@@ -131,7 +131,7 @@ describe("docker-registry", () => {
 
   test("the registry restarts between two pieces, and the upload goes on", async () => {
     await using own = await startDockerRegistry(join(directory, "restarted"));
-    await using one = testClient({ stallTimeoutMs: 10_000, retry: { attempts: 200, baseMs: 20, maxMs: 20 } });
+    await using one = testClient({ stallTimeoutMs: 120_000, retry: { attempts: 200, baseMs: 20, maxMs: 20 } });
     const bytes = someBytes(4 * CHUNK);
     let opened = 0;
     async function* restarting() {
@@ -153,7 +153,7 @@ describe("docker-registry", () => {
 
   test("a connection that breaks within a piece: again from the start where that can be", async () => {
     await using line = await breakingLine(registry.host, 2.5 * CHUNK);
-    await using one = testClient({ stallTimeoutMs: 10_000 });
+    await using one = testClient({ stallTimeoutMs: 120_000 });
     const bytes = someBytes(4 * CHUNK);
     const reference = parseReference(`${line.host}/broken:x`);
     let told = 0;
@@ -193,10 +193,10 @@ describe("docker-registry", () => {
     };
     const reference = parseReference(`${guarded.host}/private:x`);
     login(PASSWORD);
-    await using one = testClient({ authFile, stallTimeoutMs: 10_000 });
+    await using one = testClient({ authFile, stallTimeoutMs: 120_000 });
     await pushImage(one.client, reference, someBytes(CHUNK + 1));
     login("wrong");
-    await using wrong = testClient({ authFile, stallTimeoutMs: 10_000 });
+    await using wrong = testClient({ authFile, stallTimeoutMs: 120_000 });
     await assert.rejects(pushImage(wrong.client, reference, someBytes(10)), { code: "UNAUTHENTICATED" });
     await using none = patient();
     await assert.rejects(pushImage(none.client, reference, someBytes(10)), { code: "UNAUTHENTICATED" });

@@ -13,6 +13,7 @@ import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { before, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
+import { isDeepStrictEqual } from "node:util";
 import { mapConcurrent } from "../../src/async/index.ts";
 import { noise } from "../../src/store/testing/fixtures.ts";
 import { assertEmpty } from "./testing/empty.ts";
@@ -98,7 +99,12 @@ for (const way of WAYS) {
     const witness = await Witness.start(machine, app.name);
     await work(machine, changed);
     await machine.shale("gc");
-    const expected = inventory(machine);
+    let expected = inventory(machine);
+    // What the daemon is doing has a lease, which leaves something to the next collection.
+    for (let last = ""; last !== JSON.stringify(expected); expected = inventory(machine)) {
+      last = JSON.stringify(expected);
+      await machine.shale("gc");
+    }
     const points = await record(machine, changed);
     assert.ok(points.length > 20, `only ${points.join()}`);
     const chosen = KILLS === "all" ? points : draw(points, Number(KILLS));
@@ -124,7 +130,8 @@ for (const way of WAYS) {
       await work(machine, changed).catch((error: unknown) => {
         throw new Error(`After a kill at ${point} the same work fails`, { cause: error });
       });
-      await machine.shale("gc");
+      for (let tries = 0; tries < 10 && !isDeepStrictEqual(inventory(machine), expected); tries++)
+        await machine.shale("gc");
       assert.deepEqual(inventory(machine), expected, point);
     }
     t.diagnostic(`killed at ${killed} of the ${points.length} points that are passed`);

@@ -273,7 +273,10 @@ root = "${join(this.directory, "containerd")}"
     await this.mustCtr("leases", "delete", "--sync", lease);
   }
 
-  /** Containers, images, snapshots and content, and then what containerd and shale have no more use for. */
+  /**
+   * Containers, images, snapshots and content, and then what containerd and shale have no more use for. The daemon has stopped then:
+   * what it is doing (a merge, a collection of its own) has a lease, and what goes meanwhile is the next collection's.
+   */
   async removeEverything(): Promise<void> {
     const lines = async (...words: string[]) =>
       (await this.mustCtr(...words)).split("\n").filter((line) => line !== "");
@@ -282,6 +285,7 @@ root = "${join(this.directory, "containerd")}"
     for (const name of await lines("images", "ls", "-q")) await this.mustCtr("images", "rm", name);
     for (const id of await lines("leases", "ls", "-q")) await this.mustCtr("leases", "delete", id);
     await this.collect();
+    await this.stopDaemon();
     await this.shale("gc");
   }
 
