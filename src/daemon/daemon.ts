@@ -7,7 +7,7 @@
  */
 import { LOG_LEVELS, type LogLevel } from "../log/index.ts";
 import type { RpcServer } from "../rpc/index.ts";
-import { fileSystemStatus, monotonicMicroseconds } from "../sys/index.ts";
+import { fileSystemStatus, giveThreadsTheirYoungGeneration, monotonicMicroseconds } from "../sys/index.ts";
 import { assemble, type DaemonOptions } from "./assemble.ts";
 import type { Config } from "./config/index.ts";
 import { type ProbeServer, serveProbes } from "./metrics/http.ts";
@@ -48,6 +48,7 @@ export class Daemon implements AsyncDisposable {
   static async start(config: Config, options: DaemonOptions): Promise<Daemon> {
     const started = performance.now();
     const { log, version } = options;
+    giveThreadsTheirYoungGeneration();
     await using stack = new AsyncDisposableStack();
     const { server, health, metrics, collector, remote } = await assemble(config, options, stack);
     const probes =

@@ -45,3 +45,4 @@ export * from "./unix-socket.ts";
 export * from "./user-namespace.ts";
 export * from "./walk.ts";
 export * from "./writeback.ts";
+export { giveThreadsTheirYoungGeneration } from "./young-generation.ts";
