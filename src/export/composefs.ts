@@ -18,9 +18,7 @@ import {
   createFile,
   ensureDirectory,
   findFile,
-  makeDirectory,
   openFile,
-  removeTree,
   rename,
   syncDirectory,
   syncFileSystem,
@@ -28,6 +26,7 @@ import {
   writeAt,
 } from "../sys/index.ts";
 import type { ExportProgress } from "./progress.ts";
+import { openStaging } from "./object-staging.ts";
 import { checkSpace, publishFile } from "./publish.ts";
 import { checkSource, type OpenSource, openSource } from "./source.ts";
 
@@ -161,15 +160,11 @@ async function writeObjects(
     return blob;
   });
   // Written first, then synced all at once, then named: a sync for each would take longer than all else.
-  const staging = join(objects, `.shale-new-${process.pid}`);
-  removeTree(staging);
-  using staged = new DisposableStack();
-  makeDirectory(staging, 0o700);
-  staged.defer(() => removeTree(staging));
+  using staging = openStaging(objects);
   let checked = false;
   for (const [digest, inode] of missing) {
     throwIfAborted(signal);
-    const file = createFile(join(staging, digest), OBJECT_PERMISSIONS);
+    const file = createFile(join(staging.path, digest), OBJECT_PERMISSIONS);
     try {
       const isShared = writeObject(contents, inode, blobs, file);
       if (!checked && isShared === false) checkSpace(target, total);
@@ -188,7 +183,7 @@ async function writeObjects(
     const directory = dirname(path);
     if (!directories.has(directory)) ensureDirectory(directory, 0o755);
     directories.add(directory);
-    rename(join(staging, digest), path);
+    rename(join(staging.path, digest), path);
   }
   for (const directory of directories) syncDirectory(directory);
   return { objectCount: byDigest.size, newObjects: missing.length };

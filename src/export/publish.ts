@@ -6,13 +6,12 @@ import { basename, dirname, join } from "node:path";
 import { ShaleError } from "../errors/index.ts";
 import {
   acquireLock,
-  closeFile,
   crashPoint,
-  createFile,
-  datasync,
+  createNewFile,
   type FileStatus,
   fileSystemStatus,
   findFile,
+  linkIfAbsent,
   type Lock,
   rename,
   syncDirectory,
@@ -65,35 +64,53 @@ export async function publishFile<T>(
   }
 }
 
+/**
+ * Gives an exported file the name `target` too, and a sidecar of its own. With the system's error, and nothing changed, where it
+ * can't be linked: EXDEV, EPERM, EMLINK.
+ */
+export async function publishLink(
+  { path, sidecar }: { readonly path: string; readonly sidecar: Sidecar },
+  target: string,
+): Promise<void> {
+  const { lock } = await lockTarget(target, undefined);
+  const temporary = temporaryPath(target);
+  try {
+    unlink(temporary);
+    linkIfAbsent(path, temporary);
+    using _ = { [Symbol.dispose]: () => void unlink(temporary) }; // renaming to another name of the same file does nothing
+    unlink(sidecarPath(target));
+    rename(temporary, target);
+    syncDirectory(dirname(target));
+    writeSidecar(target, sidecar);
+  } finally {
+    lock.release({ unlink: true });
+  }
+}
+
 async function writeAndRename<T>(
   target: string,
   write: (file: number) => Promise<T> | T,
   beforeRename?: () => void,
 ): Promise<T> {
-  const temporary = temporaryPath(target);
-  unlink(temporary); // of a writer that was killed: its lock is gone with it
-  using onFailure = new DisposableStack();
-  const file = createFile(temporary, PERMISSIONS);
-  onFailure.defer(() => unlink(temporary));
-  let result: T;
-  try {
-    result = await write(file);
-    crashPoint("export:written");
-    datasync(file);
-  } finally {
-    closeFile(file);
-  }
-  crashPoint("export:synced");
-  beforeRename?.();
-  rename(temporary, target);
-  onFailure.move();
-  crashPoint("export:renamed");
-  syncDirectory(dirname(target));
+  // Without a name where the file system can: of a writer that is killed, hours and many GiB may be left otherwise.
+  using file = createNewFile(target, PERMISSIONS, temporaryPath(target));
+  const result = await write(file.fd);
+  crashPoint("export:written");
+  file.publish(() => {
+    crashPoint("export:synced");
+    beforeRename?.();
+  });
   return result;
 }
 
+/** Only a kill leaves it, and the next one who makes `target` takes it over. */
 function temporaryPath(target: string): string {
   return join(dirname(target), `.${basename(target)}.shale-new`);
+}
+
+/** Locked by who makes `target`. */
+export function lockPath(target: string): string {
+  return join(dirname(target), `.${basename(target)}.shale-lock`);
 }
 
 /** `replaced`: another writer was waited for, and there is another file at `target` since. */
@@ -101,7 +118,7 @@ async function lockTarget(
   target: string,
   signal: AbortSignal | undefined,
 ): Promise<{ readonly lock: Lock; readonly replaced: boolean }> {
-  const path = join(dirname(target), `.${basename(target)}.shale-lock`);
+  const path = lockPath(target);
   const before = findFile(target);
   const command = `export to ${target}`;
   const free = tryLock(path, { command });

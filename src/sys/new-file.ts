@@ -16,18 +16,19 @@ export interface NewFile extends Disposable {
   readonly fd: number;
   /**
    * Makes the content durable and puts the file at its path, in place of a file that is there. After an error the path
-   * has what it had before, or the complete new file.
+   * has what it had before, or the complete new file. `beforeRename` runs when the content is durable and only the name is missing.
    */
-  publish(): void;
+  publish(beforeRename?: () => void): void;
 }
 
 /**
  * A new file for `path`; dispose of it, which closes it and drops what was not published. It has no name until then where
- * the file system can (O_TMPFILE); else a temporary one beside it, which only a kill leaves behind.
+ * the file system can (O_TMPFILE); else a temporary one beside it, which only a kill leaves behind. Who has a lock on `path` may
+ * give a temporary path in the same directory: what a killed process left there is replaced.
  */
-export function createNewFile(path: string, permissions = 0o600): NewFile {
+export function createNewFile(path: string, permissions = 0o600, temporaryPath?: string): NewFile {
   const directory = dirname(path);
-  const temporary = join(directory, `.${basename(path)}.${process.pid}.new`);
+  const temporary = temporaryPath ?? join(directory, `.${basename(path)}.${process.pid}.new`);
   let named = false;
   let fd: number;
   try {
@@ -35,19 +36,21 @@ export function createNewFile(path: string, permissions = 0o600): NewFile {
   } catch (error) {
     // ENOENT also when the directory is missing; then creating the file says so
     if (!UNSUPPORTED.has(errnoOf(error) ?? "")) throw error;
+    if (temporaryPath !== undefined) unlink(temporary);
     fd = createFile(temporary, permissions);
     named = true;
   }
   let open = true;
   return {
     fd,
-    publish() {
+    publish(beforeRename) {
       datasync(fd);
       if (!named) {
         unlink(temporary); // of an earlier process that had our number and was killed
         effect("link", fd, () => linkDescriptor(fd, fromUtf8(temporary)), { to: temporary });
         named = true;
       }
+      beforeRename?.();
       rename(temporary, path);
       named = false;
       syncDirectory(directory);
