@@ -173,6 +173,7 @@ const PUBLIC_FILES: Readonly<Record<string, string>> = {
   "store/clones.ts": "the threads of a checkout need nothing else of the store",
   "store/link-sources.ts": "the threads of a checkout need nothing else of the store",
   "store/ingest/serialize-error.ts": "errors across threads: a checkout has threads too",
+  "export/entries.ts": "rm asks what the cache of exports has, and makes none",
   "images/write-error.ts": "checkout: a full disk is told as in an export",
   "formats/toc/writing.ts": "the writers of blobs with a TOC",
   "sys/isal.ts": "the workers that inflate load that library, nothing else does",

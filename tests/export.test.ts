@@ -7,6 +7,7 @@ import { spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import {
   copyFileSync,
+  cpSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
@@ -23,6 +24,7 @@ import { after, before, describe, test } from "node:test";
 import { ShaleError } from "../src/errors/index.ts";
 import {
   type DiskOptions,
+  collectExports,
   ExportCache,
   encodeKataOption,
   exportComposefs,
@@ -31,6 +33,7 @@ import {
   exportTar,
   exportTarfs,
   kataVolume,
+  listExports,
   publishTar,
   readSidecar,
   type Sidecar,
@@ -492,19 +495,14 @@ function withoutExt4(tree: Description): (readonly [string, string])[] {
     .map(([path, line]) => [path, line.replace(/(mtime=-?\d+)\d{9}/, "$1")] as const);
 }
 
+function shaleAt(root: string, ...words: string[]) {
+  const main = join(import.meta.dirname, "../src/cli/main.ts");
+  const before = ["--disable-warning=ExperimentalWarning", main, "--root", root, "-q"];
+  return spawnSync(process.execPath, [...before, ...words], { encoding: "utf8", env: ENVIRONMENT });
+}
+
 describe("shale export, verity, verify", () => {
-  const shale = (...words: string[]) => {
-    const main = join(import.meta.dirname, "../src/cli/main.ts");
-    const node = [
-      process.execPath,
-      "--disable-warning=ExperimentalWarning",
-      main,
-      "--root",
-      join(top, "store"),
-      "-q",
-    ] as const;
-    return spawnSync(node[0], [...node.slice(1), ...words], { encoding: "utf8", env: ENVIRONMENT });
-  };
+  const shale = (...words: string[]) => shaleAt(join(top, "store"), ...words);
   const name = () => store.listImages()[0]!.name;
 
   test("export a disk, verify it with what was printed, and refuse it when it is damaged", () => {
@@ -577,7 +575,7 @@ describe("ExportCache", () => {
     const { store: own, manifest: its, name } = await openStoreWithImage(join(directory("cached"), "store"), layout);
     try {
       const cache = new ExportCache(own);
-      assert.deepEqual([cache.list(), cache.collect()], [[], []]);
+      assert.deepEqual([listExports(own), collectExports(own)], [[], []]);
       {
         using operation = own.begin("test of the cache");
         const policy = { mode: "layer", verity: "superblock", when: "pull" } as const;
@@ -598,18 +596,158 @@ describe("ExportCache", () => {
         await verifyFile(target, { rootHash: made[1]!.sidecar.verity!.rootHash });
       }
       assert.deepEqual(
-        cache.list().map(({ layer }) => layer),
+        listExports(own).map(({ layer }) => layer),
         [0, 1, 2],
       );
-      assert.deepEqual(cache.collect(), []);
+      assert.deepEqual(collectExports(own), []);
       own.removeImage(name);
-      assert.equal(cache.collect({ dryRun: true }).length, 3);
-      assert.equal(cache.list().length, 3);
-      assert.equal(cache.collect().length, 3);
-      assert.deepEqual([cache.list(), readdirSync(cache.directory)], [[], []]);
+      assert.equal(collectExports(own, { dryRun: true }).length, 3);
+      assert.equal(listExports(own).length, 3);
+      assert.equal(collectExports(own).length, 3);
+      assert.deepEqual([listExports(own), readdirSync(cache.directory)], [[], []]);
       await verifyFile(join(top, "cached", "disk"), {
         rootHash: readSidecar(join(top, "cached", "disk"))!.verity!.rootHash,
       });
+    } finally {
+      await own.close();
+    }
+  });
+});
+
+describe("the cache of exports", () => {
+  /** A store with the image under two names, and its disk in the cache. */
+  async function storeWithCache(
+    name: string,
+  ): Promise<{ readonly root: string; readonly names: readonly string[]; readonly disk: string }> {
+    const root = join(directory(name), "store");
+    const copy = join(top, name, "layout");
+    cpSync(layout, copy, { recursive: true });
+    const names: string[] = [];
+    let disk = "";
+    for (const from of [layout, copy]) {
+      const { store: own, manifest: its, name: image } = await openStoreWithImage(root, from);
+      try {
+        using operation = own.begin("test of the cache");
+        const source = { manifest: its, layer: undefined };
+        disk = (await new ExportCache(own).ensureDisk(operation, source, { verity: "superblock" })).path;
+      } finally {
+        await own.close();
+      }
+      names.push(image);
+    }
+    return { root, names, disk };
+  }
+
+  test("is told by df, and by rm of the last image that needs it; gc frees it", async () => {
+    const { root, names, disk } = await storeWithCache("cache-told");
+    const ok = (...words: string[]) => {
+      const { status, stdout, stderr } = shaleAt(root, ...words);
+      assert.equal(status, 0, stderr);
+      return stdout;
+    };
+    const { size } = JSON.parse(readFileSync(`${disk}.json`, "utf8"));
+    const shown = JSON.parse(ok("df", "--json"));
+    assert.deepEqual(
+      shown.cachedExports.map(({ needed }: { needed: boolean }) => needed),
+      [true],
+    );
+    assert.ok(shown.exports > 0 && shown.exports <= size + 8192);
+    assert.match(ok("df"), /\n.* in 1 cached export, blocks shared with the store included\n$/);
+
+    assert.deepEqual(JSON.parse(ok("rm", names[0]!, "--json")).exports, [], "another image has that manifest");
+    const text = ok("rm", names[1]!);
+    assert.match(text, /removed in .*\n1 cached export \(.*\) of what was removed: shale gc frees it\n$/);
+    assert.ok(existsSync(disk), "rm is metadata only");
+    assert.match(ok("df"), /in 1 cached export, .*; .* of them in 1 that shale gc frees\n$/);
+    assert.match(ok("gc", "--dry-run"), /export +sha256-.* no image has its manifest any more\n/);
+    assert.match(ok("gc"), /1 export \(/);
+    assert.deepEqual(readdirSync(join(root, "exports")), []);
+    assert.doesNotMatch(ok("df"), /cached export/);
+  });
+
+  test("goes at once with rm --gc", async () => {
+    const { root, names } = await storeWithCache("cache-rm-gc");
+    const { stdout } = shaleAt(root, "rm", "--gc", ...names);
+    assert.match(stdout, /1 export \(/);
+    assert.doesNotMatch(stdout, /shale gc frees/);
+    assert.deepEqual(readdirSync(join(root, "exports")), []);
+  });
+
+  test("with a damaged entry is made anew, and is no error of df, rm or gc", async () => {
+    const { root, names, disk } = await storeWithCache("cache-damaged");
+    const sound = readFileSync(`${disk}.json`, "utf8");
+    for (const damage of [
+      "",
+      "{}",
+      '{"version":1,"request":"x"}',
+      sound.slice(0, 200),
+      sound.replace(/"size": \d+,\n {2}"req/, '"size": 1,\n  "req'),
+    ]) {
+      writeFileSync(`${disk}.json`, damage);
+      assert.deepEqual(JSON.parse(shaleAt(root, "df", "--json").stdout).cachedExports, [], damage);
+      const { store: own, manifest: its } = await openStoreWithImage(root, layout);
+      try {
+        using operation = own.begin("test of the cache");
+        const source = { manifest: its, layer: undefined };
+        const made = await new ExportCache(own).ensureDisk(operation, source, { verity: "superblock" });
+        assert.equal(made.shared, false, damage);
+      } finally {
+        await own.close();
+      }
+      assert.equal(readFileSync(`${disk}.json`, "utf8"), sound);
+    }
+    writeFileSync(`${disk}.json`, "{}");
+    assert.equal(shaleAt(root, "rm", ...names).status, 0);
+    assert.match(shaleAt(root, "gc").stdout, /1 export \(/);
+    assert.deepEqual(readdirSync(join(root, "exports")), []);
+  });
+
+  test("keeps an entry that is being made from gc", async () => {
+    const { store: own, manifest: its } = await openStoreWithImage(join(directory("cache-busy"), "store"), layout);
+    try {
+      using operation = own.begin("test of the cache");
+      const collected: unknown[] = [];
+      const progress = { step: () => void collected.push(...collectExports(own)), advance: () => {} };
+      const source = { manifest: its, layer: undefined };
+      const { path } = await new ExportCache(own).ensureDisk(operation, source, { verity: "bare", progress });
+      assert.deepEqual(collected, []);
+      assert.ok(existsSync(path));
+    } finally {
+      await own.close();
+    }
+  });
+
+  test("takes salts that are longer than a name", async () => {
+    const { store: own, manifest: its } = await openStoreWithImage(join(directory("cache-salt"), "store"), layout);
+    try {
+      using operation = own.begin("test of the cache");
+      const source = { manifest: its, layer: undefined };
+      const salts = [1, 2].map((fill) => Buffer.alloc(256, fill));
+      for (const salt of [...salts, salts[0]!]) {
+        await new ExportCache(own).ensureDisk(operation, source, { verity: "superblock", salt });
+      }
+      assert.equal(listExports(own).length, 2);
+    } finally {
+      await own.close();
+    }
+  });
+
+  test("gives out a link over what is there in one step, also over itself", async () => {
+    const { store: own, manifest: its } = await openStoreWithImage(join(directory("cache-place"), "store"), layout);
+    try {
+      using operation = own.begin("test of the cache");
+      const cache = new ExportCache(own);
+      const disk = await cache.ensureDisk(operation, { manifest: its, layer: undefined }, {});
+      const target = join(directory("cache-place/out"), "disk");
+      writeFileSync(target, "before");
+      {
+        using _fault = injectFault({ kind: "rename", errno: "EIO", path: /shale-new/ });
+        await assert.rejects(cache.place(disk, target), { code: "EIO" });
+      }
+      assert.equal(readFileSync(target, "utf8"), "before");
+      for (let i = 0; i < 2; i++) assert.equal(await cache.place(disk, target), "hard link");
+      assert.deepEqual(readdirSync(join(top, "cache-place/out")).sort(), ["disk", "disk.json"]);
+      assert.deepEqual(readSidecar(target), disk.sidecar);
     } finally {
       await own.close();
     }

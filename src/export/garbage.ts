@@ -1,7 +1,7 @@
 /** Garbage of everything below a store's directory: of the store itself, of mounts that are gone, and of cached exports. */
 import { pruneMounts } from "../images/mount.ts";
 import type { GarbageItem, GarbageReport, Store } from "../store/index.ts";
-import { ExportCache } from "./cache.ts";
+import { collectExports } from "./entries.ts";
 
 /** Collects after dropping mounts that are gone, which only a reboot or a killed process leaves behind. */
 export async function collectAll(
@@ -12,8 +12,8 @@ export async function collectAll(
   const dryRun = options.dryRun ?? false;
   if (!dryRun) await pruneMounts(store, operation, options.signal);
   const report = operation.collectGarbage(options);
-  const exports = new ExportCache(store).collect({ dryRun }).map(({ id, allocated }): GarbageItem => {
-    return { kind: "export", id, size: allocated, why: "no image has its manifest any more" };
+  const exports = collectExports(store, { dryRun }).map(({ id, allocated, why }): GarbageItem => {
+    return { kind: "export", id, size: allocated, why };
   });
   const freed = exports.reduce((sum, { size }) => sum + size, report.freed);
   return { ...report, items: [...report.items, ...exports], freed };

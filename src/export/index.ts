@@ -10,11 +10,18 @@
  *
  * Design and use: docs/export.md.
  */
-export { type CachedExport, ExportCache, type ExportPolicy, type PlaceMethod } from "./cache.ts";
+export { ExportCache, type ExportPolicy, type PlaceMethod } from "./cache.ts";
 export { chainManifest } from "./chain.ts";
 export { type ComposefsExport, type ComposefsOptions, exportComposefs } from "./composefs.ts";
 export { deriveUuid, formatUuid, parseRootHash, parseSalt, parseUuid } from "./derive.ts";
 export { type DiskOptions, type ExportedDisk, exportDisk, type VerityOptions } from "./disk.ts";
+export {
+  type CachedExport,
+  collectExports,
+  isNeeded,
+  listExports,
+  type UnusedExport,
+} from "./entries.ts";
 export { exportExt4 } from "./ext4.ts";
 export { collectAll } from "./garbage.ts";
 export {

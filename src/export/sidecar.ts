@@ -86,8 +86,21 @@ export function readSidecar(target: string): Sidecar | undefined {
     throw refuse("it does not describe an export");
   }
   if (value.version !== 1) throw refuse(`its version is ${String(value.version)}, known is 1`);
+  checkImage("image" in value ? value.image : undefined, refuse);
   checkVerity("verity" in value ? value.verity : undefined, refuse);
   return value as Sidecar;
+}
+
+/** The part that the cache of exports goes by. */
+function checkImage(image: unknown, refuse: (problem: string) => ShaleError): void {
+  if (typeof image !== "object" || image === null) throw refuse("it names no image");
+  const { manifest, layers } = image as Readonly<Record<string, unknown>>;
+  if (typeof manifest !== "string") throw refuse("image.manifest is no digest");
+  if (!Array.isArray(layers)) throw refuse("image.layers is no list");
+  for (const layer of layers as readonly unknown[]) {
+    const diffId = typeof layer === "object" && layer !== null && "diffId" in layer ? layer.diffId : undefined;
+    if (typeof diffId !== "string" || !/^sha256:[0-9a-f]{64}$/.test(diffId)) throw refuse("a layer has no diffId");
+  }
 }
 
 /** The part that `verify` computes with. */

@@ -25,22 +25,31 @@ store, what unpacked images and layers would take, and what deduplication saved.
   async run(context) {
     await using store = await openStore(context);
     const usage = store.measureUsage();
-    const { ExportCache } = await import("../../export/index.ts");
-    const exports = new ExportCache(store).list().reduce((sum, { allocated }) => sum + allocated, 0);
-    await emit(context, { ...usage, exports }, (value, output) => {
+    const { isNeeded, listExports } = await import("../../export/index.ts");
+    const cachedExports = listExports(store).map(({ id, manifest, layer, chain, allocated }) => {
+      return { id, manifest, layer, allocated, needed: isNeeded(store, { manifest, chain }) };
+    });
+    const exports = cachedExports.reduce((sum, { allocated }) => sum + allocated, 0);
+    await emit(context, { ...usage, exports, cachedExports }, (value, output) => {
       const text = formatUsage(value, { layers: context.values.layers, output });
       const clones =
         value.clones.bytes === 0
           ? ""
           : `${formatBytes(value.clones.bytes)} in clones for checkouts, blocks shared with blobs included\n`;
-      const snapshots = formatSnapshots(value.snapshots);
-      return exports === 0
-        ? `${text}${clones}${snapshots}`
-        : `${text}${clones}${snapshots}\n${formatBytes(exports)} in cached exports, blocks shared with the store included\n`;
+      return `${text}${clones}${formatSnapshots(value.snapshots)}${formatExports(cachedExports)}`;
     });
     return undefined;
   },
 });
+
+/** "831 MB in 2 cached exports, blocks shared with the store included; 400 MB of them in 1 that shale gc frees". */
+export function formatExports(exports: readonly { readonly allocated: number; readonly needed: boolean }[]): string {
+  if (exports.length === 0) return "";
+  const sum = (list: typeof exports) => formatBytes(list.reduce((bytes, { allocated }) => bytes + allocated, 0));
+  const unused = exports.filter(({ needed }) => !needed);
+  const freed = unused.length === 0 ? "" : `; ${sum(unused)} of them in ${unused.length} that shale gc frees`;
+  return `\n${sum(exports)} in ${countOf(exports.length, "cached export")}, blocks shared with the store included${freed}\n`;
+}
 
 function formatSnapshots({ active, view, committed }: Usage["snapshots"]): string {
   const all = active + view + committed;

@@ -3,7 +3,7 @@ import { displayName, getImage } from "../../images/find.ts";
 import { singleLine } from "../../log/index.ts";
 import type { GarbageReport, Store } from "../../store/index.ts";
 import { defineCommand } from "../command.ts";
-import { formatDuration } from "../format.ts";
+import { countOf, formatBytes, formatDuration } from "../format.ts";
 import { emit } from "../output.ts";
 import { formatCollection } from "./gc.ts";
 import { openStore } from "./store-access.ts";
@@ -13,7 +13,7 @@ export const rm = defineCommand({
   summary: "Remove images",
   description: `
 Removes the names, in milliseconds whatever their size. Their bytes stay until \`shale gc\`, and longer where another image,
-a snapshot or a mount needs them. A pinned image is refused.
+a snapshot or a mount needs them; so do disks of them in the cache of exports, and it is said how many. A pinned image is refused.
 `,
   arguments: [{ name: "REF", help: "Name or digest of an image in the store", repeated: true, completes: "image" }],
   options: {
@@ -30,6 +30,7 @@ a snapshot or a mount needs them. A pinned image is refused.
     const startMs = performance.now();
     const removed = removeImages(store, positionals, values.force);
     const elapsedMs = performance.now() - startMs;
+    const exports = await unusedExports(store, new Set(removed.flatMap(({ manifests }) => manifests)));
     let garbage: GarbageReport | undefined;
     let gcElapsedMs: number | undefined;
     if (values.gc) {
@@ -39,10 +40,12 @@ a snapshot or a mount needs them. A pinned image is refused.
       gcElapsedMs = performance.now() - gcStartMs;
     }
     const names = removed.flatMap(({ name }) => name ?? []);
-    await emit(context, { removed: names, elapsedMs, garbage, gcElapsedMs }, () => {
+    await emit(context, { removed: names, elapsedMs, exports, garbage, gcElapsedMs }, () => {
       const lines = removed.map(({ ref, name }) => formatRemoved(ref, name)).join("");
       const took = names.length > 0 ? `removed in ${formatDuration(elapsedMs)}\n` : "";
-      return lines + took + (garbage === undefined ? "" : formatCollection(garbage, gcElapsedMs ?? 0));
+      return (
+        lines + took + (garbage === undefined ? formatUnused(exports) : formatCollection(garbage, gcElapsedMs ?? 0))
+      );
     });
     return undefined;
   },
@@ -53,7 +56,11 @@ function removeImages(
   store: Store,
   refs: readonly string[],
   force: boolean,
-): { readonly ref: string; readonly name: string | undefined }[] {
+): {
+  readonly ref: string;
+  readonly name: string | undefined;
+  readonly manifests: readonly string[];
+}[] {
   const images = refs.map((ref) => ({ ref, image: findImage(store, ref, force) }));
   const pinned = images.find(({ image }) => image?.pinned && !force)?.image;
   if (pinned !== undefined) {
@@ -62,6 +69,12 @@ function removeImages(
       hint: `Run shale unpin ${name} first, or shale rm --force`,
     });
   }
+  const manifests = new Map(
+    images.map(({ ref, image }) => [
+      ref,
+      image === undefined ? [] : store.manifestsOf(image.name).map(({ digest }) => String(digest)),
+    ]),
+  );
   const removed = new Set<string>();
   for (const { image } of images) {
     if (image === undefined || removed.has(image.name)) continue;
@@ -69,7 +82,25 @@ function removeImages(
     store.removeImage(image.name);
     removed.add(image.name);
   }
-  return images.map(({ ref, image }) => ({ ref, name: image?.name }));
+  return images.map(({ ref, image }) => ({ ref, name: image?.name, manifests: manifests.get(ref)! }));
+}
+
+/** Of the cached exports of these manifests: those that no other image needs. */
+async function unusedExports(
+  store: Store,
+  manifests: ReadonlySet<string>,
+): Promise<{ readonly id: string; readonly size: number }[]> {
+  if (manifests.size === 0) return [];
+  const { isNeeded, listExports } = await import("../../export/entries.ts"); // not all of the module: it makes no exports
+  return listExports(store)
+    .filter((entry) => manifests.has(entry.manifest) && !isNeeded(store, entry))
+    .map(({ id, allocated }) => ({ id, size: allocated }));
+}
+
+function formatUnused(exports: readonly { readonly size: number }[]): string {
+  if (exports.length === 0) return "";
+  const size = formatBytes(exports.reduce((sum, one) => sum + one.size, 0));
+  return `${countOf(exports.length, "cached export")} (${size}) of what was removed: shale gc frees ${exports.length === 1 ? "it" : "them"}\n`;
 }
 
 function findImage(store: Store, ref: string, force: boolean) {

@@ -5,7 +5,7 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, test } from "node:test";
 import { gzipSync } from "node:zlib";
-import { ExportCache } from "../../export/index.ts";
+import { listExports } from "../../export/index.ts";
 import { noise, sha256, tar } from "../../store/testing/fixtures.ts";
 import { Store } from "../../store/index.ts";
 import { needsRoot } from "../../sys/testing/filesystems.ts";
@@ -59,14 +59,14 @@ describe("[exports]", needsRoot, () => {
       }
       await until(() => exported(daemon) === disks);
       await using store = Store.open(config.root);
-      const made = new ExportCache(store).list();
+      const made = listExports(store);
       assert.deepEqual(made.map(({ chain }) => chain?.length).sort(), layers);
       for (const { path } of made) execFileSync("fsck.erofs", [path]);
       if (when === "demand") await client.unary(snapshots.Remove, { key: "container" });
       const failures: unknown[] = [];
       const collector = new Collector(config.root, (_, error) => error !== undefined && failures.push(error));
       await collector.collect();
-      assert.equal(new ExportCache(store).list().length, disks, "snapshots keep their layers, and those their disks");
+      assert.equal(listExports(store).length, disks, "snapshots keep their layers, and those their disks");
       for (const key of ["B", "A"]) await client.unary(snapshots.Remove, { key });
       await client.unary(snapshots.Cleanup, {});
       // An operation of the snapshotter that is under way holds garbage back: the next run has it.
@@ -74,7 +74,7 @@ describe("[exports]", needsRoot, () => {
         collector.want();
         await collector.collect();
       } while (store.listLayers().length > 0);
-      assert.deepEqual(new ExportCache(store).list(), []);
+      assert.deepEqual(listExports(store), []);
       assert.deepEqual(failures, []);
       await collector.close();
     });
