@@ -5,6 +5,7 @@
  * Guarantees
  * - zstd:chunked keeps every layer's tar, and so the image id (the config's digest); manifests change. eStargz adds two files
  *   to each tar, so diffIDs, config and image id change too; everything else of the config stays.
+ * - A layer that was pulled in parts and is verified by its TOC alone is completed first (complete.ts).
  * - A layer that the form can't tell goes out plainly compressed, and the result says which and why.
  * - Every layer is verified against its diffId while it is converted. Nothing is published unless all of it was written: a
  *   layout's index and a tag stay as they were, no file gets the name of the archive. A crash leaves it so.
@@ -15,9 +16,10 @@
 import { type Descriptor, type DiffId, type Digest, digestHex } from "../oci/index.ts";
 import type { Document, ManifestRecord, Store, StoreOperation } from "../store/index.ts";
 import { type ConvertOutput, type ConvertTarget, openTarget } from "./convert-target.ts";
+import { type CompleteOptions, completeManifests } from "./complete.ts";
 import { getImage, getManifest } from "./find.ts";
 import type { EncodedLayer } from "./layer-encoder.ts";
-import { type Progress, silentProgress } from "./progress.ts";
+import { silentProgress } from "./progress.ts";
 import { exportIndex, exportManifest } from "./rewrite.ts";
 import { TocEncoder, type TocFormat } from "./toc-encoder.ts";
 import { explainWriteError } from "./write-error.ts";
@@ -25,15 +27,13 @@ import { explainWriteError } from "./write-error.ts";
 export type { ConvertOutput } from "./convert-target.ts";
 export type { TocFormat } from "./toc-encoder.ts";
 
-export interface ConvertOptions {
+export interface ConvertOptions extends CompleteOptions {
   readonly to: TocFormat;
   readonly output: ConvertOutput;
   /** One platform only; else all that the store has of the image. */
   readonly platform?: string;
   /** Of compression, instead of 7 (zstd) or 6 (gzip). */
   readonly level?: number;
-  readonly signal?: AbortSignal;
-  readonly progress?: Progress;
 }
 
 export interface ConvertedLayer {
@@ -65,9 +65,10 @@ export interface ConvertResult {
 export async function convertImage(store: Store, ref: string, options: ConvertOptions): Promise<ConvertResult> {
   const { output, to, platform, level, signal } = options;
   const image = getImage(store, ref);
-  const records = platform === undefined ? store.manifestsOf(image.name) : [getManifest(store, image, platform)];
+  const found = platform === undefined ? store.manifestsOf(image.name) : [getManifest(store, image, platform)];
   const stop = signal ? { signal } : {};
   using operation = store.begin(`convert ${image.name}`);
+  const records = await completeManifests(store, operation, image.name, found, options);
   await using encoder = new TocEncoder(to, level === undefined ? {} : { level });
   try {
     using target = await openTarget(output, image.name, stop);

@@ -3,8 +3,8 @@ import { mapConcurrent } from "../async/index.ts";
 import type { DiffId, Digest } from "../oci/index.ts";
 import type { Store, StoreOperation } from "../store/index.ts";
 import type { Origin, OriginLayer } from "./origin.ts";
-import { type LayerForecast, pullInParts } from "./partial/index.ts";
-import { openManifests, type PullOptions } from "./pull.ts";
+import { findTocIdentity, type LayerForecast, pullInParts } from "./partial/index.ts";
+import { distinctLayers, openManifests, type PullOptions } from "./pull.ts";
 
 export interface LayerOutlook {
   readonly diffId: DiffId;
@@ -38,8 +38,7 @@ export async function forecastPull(store: Store, origin: Origin, options: PullOp
   const name = options.name ?? origin.name;
   using operation = store.begin(`pull --dry-run ${name}`);
   const opened = await openManifests(origin, await origin.resolve(signal), options);
-  const layers = new Map<DiffId, OriginLayer>();
-  for (const { layers: list } of opened) for (const layer of list) layers.set(layer.diffId, layer);
+  const layers = distinctLayers(opened);
   const outlooks = await mapConcurrent(
     layers.values(),
     LOOKS,
@@ -57,7 +56,9 @@ async function forecastLayer(
 ): Promise<LayerOutlook> {
   const { diffId, digest, mediaType, size, parts } = layer;
   const nothing = { fetchBytes: 0, requests: 0, timeMs: 0, parts: undefined, why: undefined };
-  if (store.findLayer(diffId) !== undefined) return { diffId, digest, size, how: "present", ...nothing };
+  const identity = findTocIdentity(layer); // not where the whole is asked for
+  if ([diffId, ...(identity === undefined ? [] : [identity])].some((id) => store.findLayer(id) !== undefined))
+    return { diffId, digest, size, how: "present", ...nothing };
   if (parts === undefined || digest === undefined) return { diffId, digest, size, how: "whole", ...nothing };
   using download = await operation.download(digest, size, { signal });
   const before = download.bytes;
@@ -65,6 +66,7 @@ async function forecastLayer(
     const outcome = await pullInParts(operation, { diffId, digest, mediaType, size, parts }, download, {
       signal,
       forecastOnly: true,
+      byToc: true,
     });
     const forecast = outcome.forecast;
     const inParts = forecast?.worthwhile === true;

@@ -8,11 +8,12 @@ import type { DiffId, Digest } from "../oci/index.ts";
 import type { TocLocation } from "../formats/toc/index.ts";
 import type { Download, IngestResult, LayerRecord, PlanSummary, StoreOperation } from "../store/index.ts";
 import type { OriginLayer } from "./origin.ts";
-import { type PartialOutcome, pullInParts } from "./partial/index.ts";
+import { findTocIdentity, type PartialOutcome, pullInParts } from "./partial/index.ts";
 import type { Progress, ProgressTask } from "./progress.ts";
 import { explainWriteError } from "./write-error.ts";
 
 export interface PulledLayer {
+  /** As the image's config names it; `record` has what the layer is kept under. */
   readonly diffId: DiffId;
   readonly digest: Digest | undefined;
   /** "fetched" by this operation, "present" before it, or brought by another one meanwhile ("shared"). */
@@ -32,23 +33,40 @@ export class LayerFetcher {
   readonly #operation: StoreOperation;
   readonly #progress: Progress;
   readonly #whole: boolean;
+  readonly #byToc: boolean;
   /** Layers that are sealed and wait for the commit that is about to happen. */
   #waiting: IngestResult[] = [];
   #scheduled: Promise<void> | undefined;
 
-  /** `whole`: layers are not pulled in parts. */
-  constructor(operation: StoreOperation, progress: Progress, options: { readonly whole?: boolean } = {}) {
+  /**
+   * `whole`: layers are not pulled in parts. `byToc`: an eStargz layer may be verified by its TOC instead of its diffId; the
+   * caller then refers to `record.diffId` and to nothing else.
+   */
+  constructor(
+    operation: StoreOperation,
+    progress: Progress,
+    options: { readonly whole?: boolean; readonly byToc?: boolean } = {},
+  ) {
     this.#operation = operation;
     this.#progress = progress;
     this.#whole = options.whole ?? false;
+    this.#byToc = !this.#whole && (options.byToc ?? false);
   }
 
   /** The layer if the store has it; undefined when it has to be fetched. */
   findPresent(layer: OriginLayer): PulledLayer | undefined {
-    const record = this.#operation.claimLayer(layer.diffId);
+    const record = this.#claim(layer);
     if (record === undefined) return undefined;
     this.#progress.start(layer.diffId, { label: shortDigest(layer), total: layer.size }).done("already here");
     return { ...factsOf(layer), state: "present", received: 0, record };
+  }
+
+  /** Verified by its diffId, if there is one. */
+  #claim(layer: OriginLayer): LayerRecord | undefined {
+    const verified = this.#operation.claimLayer(layer.diffId);
+    if (verified !== undefined || !this.#byToc) return verified;
+    const identity = findTocIdentity(layer);
+    return identity && this.#operation.claimLayer(identity);
   }
 
   /**
@@ -69,6 +87,34 @@ export class LayerFetcher {
     }
   }
 
+  /**
+   * Has a layer whose `diffId` is the identity of one that is verified by its TOC: put together from parts whatever that costs.
+   * UNAVAILABLE where it can't be.
+   */
+  async fetchByToc(layer: OriginLayer, signal: AbortSignal): Promise<void> {
+    const { diffId, digest, mediaType, size, parts } = layer;
+    if (parts === undefined || digest === undefined) throw notInParts(layer, "its source gives no parts");
+    const task = this.#progress.start(diffId, { label: shortDigest(layer), total: size });
+    try {
+      using download = await this.#operation.download(digest, size, { signal });
+      if (this.#operation.claimLayer(diffId) === undefined) {
+        const outcome = await pullInParts(this.#operation, { diffId, digest, mediaType, size, parts }, download, {
+          signal,
+          onConsumed: advances(task),
+          byToc: true,
+          always: true,
+        });
+        if (outcome.kind === "whole") throw notInParts(layer, outcome.why);
+        await this.#commit(outcome.result);
+      }
+      download.remove();
+      task.done();
+    } catch (error) {
+      task.fail();
+      throw explainWriteError(error, `Cannot store layer ${diffId}`);
+    }
+  }
+
   /** From a file of this machine, which the ingest reads itself. */
   async #read(layer: OriginLayer, task: ProgressTask, signal: AbortSignal): Promise<PulledLayer> {
     const onConsumed = advances(task);
@@ -82,7 +128,7 @@ export class LayerFetcher {
       signal,
       onWait: () => task.status("waiting for another pull"),
     });
-    const there = this.#operation.claimLayer(layer.diffId);
+    const there = this.#claim(layer);
     if (there !== undefined) {
       download.remove();
       return { ...factsOf(layer), state: "shared", received: 0, record: there };
@@ -93,7 +139,9 @@ export class LayerFetcher {
     if (parts?.kind === "sealed") {
       await this.#commit(parts.result);
       download.remove();
-      return { ...this.#fetched(layer, received), parts: parts.forecast.plan };
+      // of an eStargz layer an identity of its own: the store has chosen it
+      const identity = parts.result.diffId as DiffId;
+      return { ...this.#fetched(layer, received, identity), parts: parts.forecast.plan };
     }
     for (let again = false; ; again = true) {
       const start = download.bytes;
@@ -132,6 +180,7 @@ export class LayerFetcher {
     const outcome = await pullInParts(this.#operation, { diffId, digest, mediaType, size, parts }, download, {
       signal,
       onConsumed: advances(task),
+      byToc: this.#byToc,
       onProblem: () => task.status("some parts were wrong, once more"),
     });
     if (outcome.kind === "whole") task.status("as a whole");
@@ -195,9 +244,9 @@ export class LayerFetcher {
     return this.#scheduled;
   }
 
-  #fetched(layer: OriginLayer, received: number): PulledLayer {
+  #fetched(layer: OriginLayer, received: number, identity = layer.diffId): PulledLayer {
     // Claimed, not just found: if another process committed it first, a collection may have condemned that one since.
-    const record = this.#operation.claimLayer(layer.diffId) ?? this.#operation.getLayer(layer.diffId);
+    const record = this.#operation.claimLayer(identity) ?? this.#operation.getLayer(identity);
     return { ...factsOf(layer), state: "fetched", received, record };
   }
 }
@@ -208,6 +257,12 @@ function factsOf({ diffId, digest, size }: OriginLayer) {
 
 function expectedOf({ diffId, digest }: OriginLayer): Expected {
   return digest === undefined ? { diffId } : { diffId, digest };
+}
+
+function notInParts({ diffId }: OriginLayer, why: string): ShaleError {
+  return new ShaleError("UNAVAILABLE", `Cannot put layer ${diffId} together again: ${why}`, {
+    hint: "Pull its image with --whole",
+  });
 }
 
 /** Twelve digits tell layers apart on a screen. */

@@ -133,7 +133,13 @@ function registryOrigin(reference: Reference, client: RegistryClient): Origin {
   };
 }
 
-function registryParts(client: RegistryClient, reference: Reference, layer: Descriptor, meter: LinkMeter): PartsSource {
+/** A blob of a registry, to be read in parts; `meter` is shared by all blobs of that registry. */
+export function registryParts(
+  client: RegistryClient,
+  reference: Reference,
+  layer: Descriptor,
+  meter: LinkMeter,
+): PartsSource {
   return {
     annotations: layer.annotations,
     open: (ranges, options) => client.openRanges(reference, layer, ranges, options),

@@ -20,6 +20,7 @@ import {
 import { type Document, type ManifestRecord, manifestRecord, type Store, type StoreOperation } from "../store/index.ts";
 import { LayerFetcher, type PulledLayer } from "./layer-fetcher.ts";
 import { type Origin, type OriginLayer, type OriginManifest, synthesizeManifest } from "./origin.ts";
+import { findTocIdentity } from "./partial/index.ts";
 import { type Progress, silentProgress } from "./progress.ts";
 
 /** Layers fetched at a time; ingests are bounded by cores, further downloads run ahead on disk. */
@@ -57,17 +58,16 @@ export async function pullImage(store: Store, origin: Origin, options: PullOptio
   store.warm(2);
   const target = await origin.resolve(signal);
   const opened = await openManifests(origin, target, options);
-  const layers = new Map<DiffId, OriginLayer>();
-  for (const { layers: list } of opened) for (const layer of list) layers.set(layer.diffId, layer);
-
-  const pulled = new Map<DiffId, PulledLayer>();
+  const layers = distinctLayers(opened);
+  const pulled = new Map<string, PulledLayer>();
   for (let round = 1; ; round++) {
-    const fetcher = new LayerFetcher(operation, progress, { whole: options.whole ?? false });
+    const fetcher = new LayerFetcher(operation, progress, { whole: options.whole ?? false, byToc: true });
     const missing: OriginLayer[] = [];
-    for (const layer of layers.values()) {
+    for (const [key, layer] of layers) {
       const present = fetcher.findPresent(layer);
       if (present === undefined) missing.push(layer);
-      else if (!pulled.has(layer.diffId)) pulled.set(layer.diffId, present);
+      // what was pulled in an earlier round may be here in another way by now
+      else pulled.set(key, { ...(pulled.get(key) ?? present), record: present.record });
     }
     // The largest first: with more layers than cores, a large one that begins last is what everybody waits for.
     missing.sort((a, b) => b.size - a.size);
@@ -77,8 +77,10 @@ export async function pullImage(store: Store, origin: Origin, options: PullOptio
       (layer, _, stop) => fetcher.fetch(layer, stop),
       signal ? { signal } : {},
     );
-    for (const layer of fetched) pulled.set(layer.diffId, layer);
-    const complete = opened.map((one) => completeManifest(operation, one));
+    for (const [at, layer] of missing.entries()) pulled.set(keyOf(layer), fetched[at]!);
+    const complete = opened.map((one) =>
+      completeManifest(operation, one, (layer) => pulled.get(keyOf(layer))!.record.diffId),
+    );
     const image = {
       name,
       target: target ?? complete[0]!.manifest,
@@ -98,9 +100,19 @@ export async function pullImage(store: Store, origin: Origin, options: PullOptio
       name,
       digest: image.target.digest,
       manifests: records,
-      layers: [...layers.keys()].map((id) => pulled.get(id)!),
+      layers: [...layers.keys()].map((key) => pulled.get(key)!),
     };
   }
+}
+
+/** Each once, in the order of the manifests. */
+export function distinctLayers(opened: readonly OriginManifest[]): ReadonlyMap<string, OriginLayer> {
+  return new Map(opened.flatMap(({ layers }) => layers.map((layer) => [keyOf(layer), layer])));
+}
+
+/** Layers that claim one diffId are the same, unless they have TOCs that say otherwise. */
+function keyOf(layer: OriginLayer): string {
+  return `${layer.diffId} ${findTocIdentity(layer) ?? ""}`;
 }
 
 /** The manifests that are wanted of what the name leads to, through any indexes; their documents are verified. */
@@ -148,9 +160,13 @@ async function resolveIndexes(
   return nested;
 }
 
-function completeManifest(operation: StoreOperation, opened: OriginManifest) {
+function completeManifest(
+  operation: StoreOperation,
+  opened: OriginManifest,
+  identityOf: (layer: OriginLayer) => DiffId,
+) {
   const layers = opened.layers.map((layer) => ({
-    diffId: layer.diffId,
+    diffId: identityOf(layer),
     digest: layer.digest ?? (layer.diffId as string as Digest),
     mediaType: layer.mediaType,
     size: layer.digest === undefined ? operation.getLayer(layer.diffId).tarSize : layer.size,

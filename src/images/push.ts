@@ -5,12 +5,14 @@
  * - Layers are verified against their diffIds while they are read; a damaged one is DATA_LOSS, and the name stays what it was:
  *   manifests come after all that they name, the tag last.
  * - What the registry has is not sent: a layer that was encoded before, and every document, is asked for by its digest first.
+ * - A layer that was pulled in parts and is verified by its TOC alone is completed first (complete.ts), by the same client.
  * - The image id stays. The manifest is written anew where its layers were compressed in another way (rewrite.ts).
  */
 import { mapConcurrent } from "../async/index.ts";
 import { type Descriptor, type DiffId, type Digest, digestHex, type Reference } from "../oci/index.ts";
 import type { RegistryClient } from "../registry/index.ts";
 import type { Document, ManifestRecord, Store, StoreOperation } from "../store/index.ts";
+import { completeManifests } from "./complete.ts";
 import { getImage, getManifest } from "./find.ts";
 import { type EncodedLayer, LayerEncoder, type LayerEncoding } from "./layer-encoder.ts";
 import { type Progress, silentProgress } from "./progress.ts";
@@ -54,8 +56,10 @@ export async function pushImage(
   const { platform, signal, compression = "zstd" } = options;
   const stop = signal ? { signal } : {};
   const image = getImage(store, name);
-  const records = platform === undefined ? store.manifestsOf(image.name) : [getManifest(store, image, platform)];
+  const found = platform === undefined ? store.manifestsOf(image.name) : [getManifest(store, image, platform)];
   using operation = store.begin(`push ${image.name}`);
+  const registry = () => Promise.resolve(client);
+  const records = await completeManifests(store, operation, image.name, found, { ...options, registry });
   await using encoder = new LayerEncoder(store, compression);
   const layers = new Map<DiffId, PushedLayer>();
   const diffIds = [...new Set(records.flatMap((record) => record.layers.map(({ diffId }) => diffId)))];

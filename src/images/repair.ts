@@ -4,12 +4,11 @@
  */
 import { mapConcurrent } from "../async/index.ts";
 import { ShaleError } from "../errors/index.ts";
-import { type DiffId, parseReference } from "../oci/index.ts";
+import type { DiffId } from "../oci/index.ts";
 import type { RegistryClient } from "../registry/index.ts";
-import type { CheckReport, LayerSource, Store, StoreOperation } from "../store/index.ts";
-import { findContainerdBlob, parseContainerdLocation } from "./containerd-content.ts";
+import { type CheckReport, isTocIdentity, type Store, type StoreOperation } from "../store/index.ts";
 import { LayerFetcher } from "./layer-fetcher.ts";
-import type { OriginLayer } from "./origin.ts";
+import { openLayerSource } from "./layer-source.ts";
 import { type Progress, silentProgress } from "./progress.ts";
 
 export interface RepairedLayer {
@@ -54,8 +53,11 @@ async function repairLayer(
   const failures: string[] = [];
   for (const source of store.sourcesOf(diffId)) {
     try {
-      const layer = await sourceLayer(operation, diffId, source, options);
-      await new LayerFetcher(operation, options.progress ?? silentProgress).fetch(layer, options.signal);
+      const layer = await openLayerSource(operation, diffId, source, options);
+      const fetcher = new LayerFetcher(operation, options.progress ?? silentProgress);
+      // what images and mounts refer to is the layer that its TOC makes, not the one that is verified as a whole
+      if (isTocIdentity(diffId)) await fetcher.fetchByToc(layer, options.signal);
+      else await fetcher.fetch(layer, options.signal);
       return { diffId, from: source.location, failures };
     } catch (error) {
       if (options.signal.aborted) throw error;
@@ -66,44 +68,4 @@ async function repairLayer(
   }
   if (failures.length === 0) failures.push("no source of it is known");
   return { diffId, from: undefined, failures };
-}
-
-async function sourceLayer(
-  operation: StoreOperation,
-  diffId: DiffId,
-  source: LayerSource,
-  options: RepairOptions & { readonly signal: AbortSignal },
-): Promise<OriginLayer> {
-  const { location, digest, mediaType, size } = source;
-  if (location.startsWith("docker://")) {
-    const reference = parseReference(`${location.slice("docker://".length)}@${digest}`);
-    const client = await options.registry();
-    const descriptor = { mediaType, digest, size, annotations: {}, urls: [] };
-    return {
-      diffId,
-      digest,
-      mediaType,
-      size,
-      open: (offset, signal, end = size) => client.openBlob(reference, descriptor, { offset, end, signal }),
-    };
-  }
-  if (location.startsWith("oci:")) {
-    const { openOciLayout } = await import("../archives/index.ts");
-    const layout = openOciLayout(location.slice("oci:".length));
-    return { diffId, digest, mediaType, size, file: layout.getBlob({ digest, size }) };
-  }
-  const containerd = parseContainerdLocation(location);
-  if (containerd !== undefined) {
-    const file = findContainerdBlob(containerd, digest, size);
-    if (file !== undefined) return { diffId, digest, mediaType, size, file };
-    throw new ShaleError(
-      "NOT_FOUND",
-      `Cannot fetch ${digest}: containerd's content store in ${containerd} has it no more`,
-    );
-  }
-  const archive = /^(?:docker|oci)-archive:(.+)$/s.exec(location)?.[1];
-  if (archive === undefined)
-    throw new ShaleError("UNIMPLEMENTED", `Cannot fetch from ${location}: the kind is unknown`);
-  const { getArchivedLayer } = await import("./load.ts");
-  return await getArchivedLayer(archive, diffId, digest, operation.temporaryDirectory(), options.signal);
 }

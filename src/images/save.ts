@@ -4,6 +4,7 @@
  * Guarantees
  * - A layer is verified against its diffId while it is written. A damaged one is DATA_LOSS, and nothing is published: the
  *   layout's index stays as it was, no file gets the name of the archive. Written to stdout, the archive ends early.
+ * - A layer that was pulled in parts and is verified by its TOC alone is completed first (complete.ts).
  * - What is published is complete and durable; a crash leaves it as it was before (OciLayoutWriter, PartialFile).
  * - The image id (the config's digest) stays. The manifest is written anew where its layers were compressed in another
  *   way, which changes its digest (rewrite.ts). Deterministic.
@@ -29,6 +30,7 @@ import { ShaleError } from "../errors/index.ts";
 import { type Descriptor, type DiffId, type Digest, digestHex, formatFamiliar, formatReference } from "../oci/index.ts";
 import type { Document, ImageRecord, LayerRecord, ManifestRecord, Store, StoreOperation } from "../store/index.ts";
 import { findFile, realPath } from "../sys/index.ts";
+import { type CompleteOptions, completeManifests } from "./complete.ts";
 import { getImage, getManifest } from "./find.ts";
 import { type EncodedLayer, LayerEncoder, type LayerEncoding } from "./layer-encoder.ts";
 import { readLayerTar } from "./layer-tar.ts";
@@ -40,7 +42,7 @@ import { explainWriteError } from "./write-error.ts";
 
 export type SaveFormat = "oci" | "docker";
 
-export interface SaveOptions {
+export interface SaveOptions extends CompleteOptions {
   /** A directory for a layout, a file for an archive; or who takes the bytes of an archive. */
   readonly output: string | ByteSink;
   /** Else "oci" for a path that ends with a slash or is a directory, "docker" for any other. */
@@ -49,8 +51,6 @@ export interface SaveOptions {
   readonly platform?: string;
   /** How a layout's layers are compressed; "none" unless given. A docker archive has plain tars. */
   readonly compression?: LayerEncoding;
-  readonly signal?: AbortSignal;
-  readonly progress?: Progress;
 }
 
 export interface SavedImage {
@@ -117,10 +117,11 @@ async function saveLayout(
   options: SaveOptions,
 ): Promise<SaveResult> {
   const { platform, signal, compression = "none" } = options;
-  const chosen = images.map((image) => ({
-    image,
-    records: platform === undefined ? store.manifestsOf(image.name) : [getManifest(store, image, platform)],
-  }));
+  const chosen: { readonly image: ImageRecord; readonly records: readonly ManifestRecord[] }[] = [];
+  for (const image of images) {
+    const found = platform === undefined ? store.manifestsOf(image.name) : [getManifest(store, image, platform)];
+    chosen.push({ image, records: await completeManifests(store, operation, image.name, found, options) });
+  }
   await using encoder = new LayerEncoder(store, compression);
   using writer = await OciLayoutWriter.open(directory, signal ? { signal } : {});
   const layers = new LayoutLayers(operation, encoder, writer, options);
@@ -251,7 +252,12 @@ async function saveArchive(
   options: SaveOptions,
 ): Promise<SaveResult> {
   const { output, signal } = options;
-  const chosen = images.map((image) => ({ image, record: getManifest(store, image, options.platform) }));
+  const chosen: { readonly image: ImageRecord; readonly record: ManifestRecord }[] = [];
+  for (const image of images) {
+    const found = getManifest(store, image, options.platform);
+    const [record] = await completeManifests(store, operation, image.name, [found], options);
+    chosen.push({ image, record: record! });
+  }
   const contents = archiveContents(store, operation, chosen, options);
   const sinkOptions = signal ? { signal } : {};
   let size: number;

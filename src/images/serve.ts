@@ -7,6 +7,7 @@
  *   store does not keep compressed blobs.
  * - Every layer is verified while it is sent from beginning to end, and the connection breaks before its last bytes if it
  *   is damaged. Parts can't be verified here: clients compare the digest of the whole.
+ * - An image with layers that were pulled in parts and are verified by their TOCs alone is completed when its tag is asked for.
  * - Each layer that is being sent is under a lease: garbage collection leaves it alone. Nothing is held between requests.
  *
  * Sees images that are pulled, renamed or removed while it serves. Rebuilding a layer is work of this thread, done in turns
@@ -16,8 +17,10 @@ import { createHash, type Hash } from "node:crypto";
 import { mapConcurrent } from "../async/index.ts";
 import { ShaleError } from "../errors/index.ts";
 import { type DiffId, type Digest, formatDigest, isDigest, isIndexMediaType } from "../oci/index.ts";
+import type { RegistryClient } from "../registry/index.ts";
 import type { ContentProvider, ServedBlob, ServedManifest } from "../server/index.ts";
 import type { Document, ImageRecord, LayerRecord, ManifestRecord, Store, StoreOperation } from "../store/index.ts";
+import { type CompleteOptions, completeManifests, needsCompleting } from "./complete.ts";
 import { type EncodedLayer, LayerEncoder, type LayerEncoding } from "./layer-encoder.ts";
 import { readLayerTarRange, takeRange } from "./layer-tar.ts";
 import { Repositories, type Repository } from "./repositories.ts";
@@ -26,6 +29,8 @@ import { type ExportedManifest, exportIndex, exportManifest } from "./rewrite.ts
 export interface ServeOptions {
   /** How layers travel; "none" unless given. "zstd" reads each layer once before its first manifest is sent. */
   readonly compression?: LayerEncoding;
+  /** Where layers that are verified by their TOC are completed from. */
+  readonly registry?: () => Promise<RegistryClient>;
 }
 
 /** A provider whose background work ends when it is disposed of, which comes before the store is closed. */
@@ -35,18 +40,23 @@ export type StoreProvider = ContentProvider & AsyncDisposable;
 const ENCODES = 2;
 
 export function storeProvider(store: Store, options: ServeOptions = {}): StoreProvider {
-  return new Provider(store, options.compression ?? "none");
+  return new Provider(store, options);
 }
 
 class Provider implements StoreProvider {
   readonly #store: Store;
   readonly #compression: LayerEncoding;
   readonly #encoder: LayerEncoder;
+  readonly #completion: Pick<CompleteOptions, "registry">;
+  /** Images that are being completed, by name: requests for one share the work, which goes on when they lose their patience. */
+  readonly #completing = new Map<string, Promise<readonly ManifestRecord[]>>();
+  readonly #stop = new AbortController();
 
-  constructor(store: Store, compression: LayerEncoding) {
+  constructor(store: Store, { compression = "none", registry }: ServeOptions) {
     this.#store = store;
     this.#compression = compression;
     this.#encoder = new LayerEncoder(store, compression);
+    this.#completion = registry === undefined ? {} : { registry };
   }
 
   listRepositories(): Iterable<string> {
@@ -92,6 +102,8 @@ class Provider implements StoreProvider {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    this.#stop.abort(new ShaleError("CANCELLED", "Stopped completing layers"));
+    await Promise.allSettled(this.#completing.values());
     await this.#encoder[Symbol.asyncDispose]();
   }
 
@@ -107,13 +119,31 @@ class Provider implements StoreProvider {
   /** What an image's name leads to, its layers encoded as far as they are not yet. */
   async #encode(image: ImageRecord): Promise<Document> {
     const manifests: ExportedManifest[] = [];
-    for (const record of this.#store.manifestsOf(image.name)) {
+    for (const record of await this.#complete(image)) {
       const layers = await mapConcurrent(record.layers, ENCODES, ({ diffId }) =>
         this.#encoder.ensure(this.#getLayer(image, diffId)),
       );
       manifests.push(exportManifest(this.#store, record, layers));
     }
     return this.#target(image, manifests);
+  }
+
+  /** The manifests of an image, with the tars of all layers in the store. */
+  async #complete({ name }: ImageRecord): Promise<readonly ManifestRecord[]> {
+    const records = this.#store.manifestsOf(name);
+    if (!records.some(needsCompleting)) return records;
+    let running = this.#completing.get(name);
+    if (running === undefined) {
+      running = this.#fetchTars(name, records).finally(() => this.#completing.delete(name));
+      this.#completing.set(name, running);
+    }
+    return await running;
+  }
+
+  async #fetchTars(name: string, records: readonly ManifestRecord[]): Promise<readonly ManifestRecord[]> {
+    using operation = this.#store.begin(`complete ${name} to serve it`);
+    const { signal } = this.#stop;
+    return await completeManifests(this.#store, operation, name, records, { ...this.#completion, signal });
   }
 
   /**
@@ -135,6 +165,7 @@ class Provider implements StoreProvider {
 
   #exportKnown(record: ManifestRecord): ExportedManifest | undefined {
     const layers: EncodedLayer[] = [];
+    if (needsCompleting(record)) return undefined; // by its tag first
     for (const { diffId } of record.layers) {
       const layer = this.#store.findLayer(diffId);
       const encoded = layer && this.#encoder.find(layer);

@@ -100,7 +100,7 @@ export function reportBadSources(context: StoreContext, bad: readonly BadSource[
     } else findings.push(...payloadDamage(context, source));
   }
   if (findings.length === 0) return [];
-  const report: CheckReport = { findings, layers: 0, payloads: 0, bytes: 0 };
+  const report: CheckReport = { findings, layers: 0, layersByToc: 0, payloads: 0, bytes: 0 };
   return quarantineDamage(context, report);
 }
 

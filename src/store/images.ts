@@ -15,6 +15,7 @@ import { crashPoint } from "../sys/index.ts";
 import type { StoreContext } from "./context.ts";
 import type { Row } from "./database.ts";
 import { claimLayer } from "./layers.ts";
+import { isTocIdentity, SQL_IS_TOC_IDENTITY } from "./toc-identity.ts";
 
 /** A manifest, index or config as it was received; the caller has verified the digest. */
 export interface Document {
@@ -24,6 +25,7 @@ export interface Document {
 }
 
 export interface ManifestLayer {
+  /** What the layer is kept under: the diffId of the config, or its identity where it is verified by its TOC. */
   readonly diffId: DiffId;
   /** Digest, media type and size of the blob as the manifest names it. */
   readonly digest: Digest;
@@ -36,7 +38,7 @@ export interface ManifestRecord {
   readonly config: Digest;
   /** "linux/amd64" and the like. */
   readonly platform: string;
-  /** Undefined for an image without layers. */
+  /** Of `layers` as they are kept; undefined for an image without layers. */
   readonly chainId: ChainId | undefined;
   /** Lowest first. */
   readonly layers: readonly ManifestLayer[];
@@ -148,21 +150,18 @@ export function getConfig(context: StoreContext, manifest: ManifestRecord): Imag
 }
 
 /**
- * Records an image under its name, in place of what had the name before. ABORTED, naming the layer, when one of its layers
- * is not in the store (any more): the caller fetches that one and tries again.
+ * Records an image under its name, in place of what had the name before. Where the store has a layer verified by its diffId,
+ * the image gets that one and not one that is verified by its TOC. ABORTED, naming the layer, when one of its layers is not
+ * in the store (any more): the caller fetches that one and tries again.
  */
 export function commitImage(context: StoreContext, image: NewImage): void {
   const { database } = context;
   const now = Date.now();
   database.transaction(() => {
-    for (const { record } of image.manifests) {
-      for (const layer of record.layers) {
-        if (claimLayer(context, layer.diffId, "any") !== undefined) continue;
-        throw new ShaleError("ABORTED", `Cannot record ${image.name}: layer ${layer.diffId} is not in the store`);
-      }
-    }
+    const manifests = image.manifests.map((one) => ({ ...one, record: preferVerified(context, one) }));
+    for (const { record } of manifests) claimLayersOf(context, image.name, record);
     addDocument(context, image.target);
-    for (const { manifest, config, record } of image.manifests) {
+    for (const { manifest, config, record } of manifests) {
       addDocument(context, manifest);
       addDocument(context, config);
       addManifest(context, record, image.source, now);
@@ -186,6 +185,39 @@ export function commitImage(context: StoreContext, image: NewImage): void {
   crashPoint("image:recorded");
 }
 
+/**
+ * Has a manifest refer to these layers from now on, whatever it referred to before; nothing when the manifest was removed
+ * meanwhile. ABORTED as for `commitImage`.
+ */
+export function replaceLayers(context: StoreContext, record: ManifestRecord): void {
+  const { database } = context;
+  database.transaction(() => {
+    const row = database.get("SELECT 1 FROM manifests WHERE digest = ?", record.digest);
+    if (row === undefined) return;
+    claimLayersOf(context, record.digest, record);
+    ensureManifestLayers(context, record);
+  });
+  crashPoint("image:layers-replaced");
+}
+
+function preferVerified(context: StoreContext, { record, config }: NewImage["manifests"][number]): ManifestRecord {
+  if (!record.layers.some(({ diffId }) => isTocIdentity(diffId))) return record;
+  const { diffIds } = decodeImageConfig(config.bytes);
+  const layers = record.layers.map((layer, position) => {
+    if (!isTocIdentity(layer.diffId)) return layer;
+    const verified = claimLayer(context, diffIds[position]!);
+    return verified === undefined ? layer : { ...layer, diffId: verified.diffId };
+  });
+  return manifestRecord(record.digest, record.config, record.platform, layers);
+}
+
+function claimLayersOf(context: StoreContext, name: string, { layers }: ManifestRecord): void {
+  for (const { diffId } of layers) {
+    if (claimLayer(context, diffId, "any") !== undefined) continue;
+    throw new ShaleError("ABORTED", `Cannot record ${name}: layer ${diffId} is not in the store`);
+  }
+}
+
 function addDocument({ database }: StoreContext, { digest, mediaType, bytes }: Document): void {
   database.run(
     // Bytes that do not match their digest any more are replaced by the verified ones.
@@ -199,29 +231,40 @@ function addDocument({ database }: StoreContext, { digest, mediaType, bytes }: D
 
 function addManifest(context: StoreContext, record: ManifestRecord, source: string, now: number): void {
   const { database } = context;
-  const added = database.run(
+  database.run(
     "INSERT OR IGNORE INTO manifests (digest, config, platform, chain_id) VALUES (?, ?, ?, ?)",
     record.digest,
     record.config,
     record.platform,
     record.chainId ?? "",
   );
-  for (const [position, { diffId, digest, mediaType, size }] of record.layers.entries()) {
-    if (added > 0) {
-      database.run(
-        `INSERT INTO manifest_layers
-           (manifest, position, diff_id, digest, media_type, size, content_bytes, stored_bytes)
-           SELECT ?1, ?2, ?3, ?4, ?5, ?6, content_bytes, own_bytes + metadata_bytes
-             FROM layers WHERE diff_id = ?3 AND condemned IS NULL AND damage IS NULL ORDER BY form DESC LIMIT 1`,
-        record.digest,
-        position,
-        diffId,
-        digest,
-        mediaType,
-        size,
-      );
-    }
+  ensureManifestLayers(context, record);
+  for (const { diffId, digest, mediaType, size } of record.layers) {
     recordSource(context, diffId, { location: source, digest, mediaType, size }, now);
+  }
+}
+
+/** The rows of a manifest's layers. There are others where a layer came in another way before: whole, or by its TOC. */
+function ensureManifestLayers({ database }: StoreContext, record: ManifestRecord): void {
+  const kept = database.all("SELECT diff_id FROM manifest_layers WHERE manifest = ? ORDER BY position", record.digest);
+  if (kept.length > 0) {
+    if (record.layers.every(({ diffId }, position) => kept[position]?.diff_id === diffId)) return;
+    database.run("DELETE FROM manifest_layers WHERE manifest = ?", record.digest);
+    database.run("UPDATE manifests SET chain_id = ? WHERE digest = ?", record.chainId ?? "", record.digest);
+  }
+  for (const [position, { diffId, digest, mediaType, size }] of record.layers.entries()) {
+    database.run(
+      `INSERT INTO manifest_layers
+         (manifest, position, diff_id, digest, media_type, size, content_bytes, stored_bytes)
+         SELECT ?1, ?2, ?3, ?4, ?5, ?6, content_bytes, own_bytes + metadata_bytes
+           FROM layers WHERE diff_id = ?3 AND condemned IS NULL AND damage IS NULL ORDER BY form DESC LIMIT 1`,
+      record.digest,
+      position,
+      diffId,
+      digest,
+      mediaType,
+      size,
+    );
   }
 }
 
@@ -291,14 +334,15 @@ export function recordSource({ database }: StoreContext, diffId: DiffId, source:
 
 /**
  * DiffIds of the layers in sight that came out of a blob with this digest. One blob has one diffId, so there is one at most
- * for blobs that were verified; a list, because older records may name a layer that was never fetched by that digest.
+ * for blobs that were verified; a list, because older records may name a layer that was never fetched by that digest. A
+ * layer that is verified by its TOC is not among them: nobody knows the diffId of what it came out of.
  */
 export function diffIdsOfBlob({ database }: StoreContext, digest: Digest): DiffId[] {
   return database
     .all(
       `SELECT DISTINCT sources.diff_id FROM sources
          JOIN layers ON layers.diff_id = sources.diff_id AND layers.condemned IS NULL AND layers.damage IS NULL
-       WHERE sources.digest = ?`,
+       WHERE sources.digest = ? AND NOT sources.${SQL_IS_TOC_IDENTITY}`,
       digest,
     )
     .map((row) => String(row.diff_id) as DiffId);

@@ -39,6 +39,7 @@ import * as mountRecords from "./mount-records.ts";
 import { Reserve } from "./reserve.ts";
 import { SnapshotRegister } from "./snapshot-register.ts";
 import * as snapshots from "./snapshots.ts";
+import { tocIdentity } from "./toc-identity.ts";
 import { type ImageSummary, imagesOfLayers, type StoreTotals, sumLayers, summarizeImages } from "./summaries.ts";
 import {
   type ImageFiles,
@@ -75,6 +76,7 @@ export {
   type SnapshotSelection,
 } from "./snapshots.ts";
 export type { ImageSummary, StoreTotals } from "./summaries.ts";
+export { isTocIdentity, tocDigestOf, tocIdentity } from "./toc-identity.ts";
 export type { ImageFiles, LayerTar, OpenTree, StoredPayload } from "./trees.ts";
 export type { ImageUsage, LayerUsage, Usage, UsageNumbers } from "./usage.ts";
 
@@ -327,6 +329,9 @@ export class StoreOperation implements Disposable {
    * there. `onPlan` is told what is missing, and gives the `Arrivals` where it marks each part once `download` has it, or
    * undefined to leave it. The result is sealed when its tar has the diffId; "again" names bytes that were wrong, for the
    * caller to take out of use (`reportBadSources`, `Download.forget`). Errors of the TOC are those of formats/toc.
+   *
+   * An eStargz TOC can't give the tar: that layer is sealed when all contents have the digests of the TOC, and is kept under
+   * its identity (toc-identity.ts), never under `expected.diffId`.
    */
   assemble(
     download: Download,
@@ -349,7 +354,7 @@ export class StoreOperation implements Disposable {
         file: download.path,
         location,
         digest: expected.digest,
-        diffId: expected.diffId,
+        diffId: location.format === "estargz" ? tocIdentity(location.digest) : expected.diffId,
       },
       signal ? { signal } : {},
     );
@@ -367,6 +372,11 @@ export class StoreOperation implements Disposable {
 
   commitImage(image: images.NewImage): void {
     images.commitImage(this.#context, image);
+  }
+
+  /** Has a manifest refer to these layers, which say the same as those that it referred to; ABORTED when one is not here. */
+  replaceLayers(record: images.ManifestRecord): void {
+    images.replaceLayers(this.#context, record);
   }
 
   /** Lets later ingests find the payloads of committed layers that are not in the index yet. */

@@ -24,7 +24,9 @@ export interface LayerRecord {
   readonly id: string;
   /** Only a "tree" can be opened and mounted; the tar comes back from both. */
   readonly form: LayerForm;
+  /** Digest of its tar, computed by us; of a layer that is verified by its TOC another identity (toc-identity.ts). */
   readonly diffId: DiffId;
+  /** 0 for a layer that is verified by its TOC, which does not know it. */
   readonly tarSize: number;
   readonly entries: number;
   /** Sum of file sizes. contentBytes = ownBytes + sharedBytes + inlineBytes. */

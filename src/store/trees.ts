@@ -14,6 +14,7 @@ import { type LayerRecord, requireTree } from "./layers.ts";
 import type { Lease } from "./leases.ts";
 import { ensureMerged } from "./merged.ts";
 import { openStored } from "./stored-file.ts";
+import { isTocIdentity } from "./toc-identity.ts";
 
 /** Files that the kernel (or our reader) needs for one EROFS image. */
 export interface ImageFiles {
@@ -113,9 +114,16 @@ export interface LayerTar {
   payloads(): Iterable<RecipePayload>;
 }
 
-/** A layer's tar, rebuilt while it is read. */
+/** A layer's tar, rebuilt while it is read. FAILED_PRECONDITION for one that is verified by its TOC: its headers never came. */
 export function openTar(context: StoreContext, layer: LayerRecord): LayerTar & Disposable {
   const { layout } = context;
+  if (isTocIdentity(layer.diffId)) {
+    throw new ShaleError(
+      "FAILED_PRECONDITION",
+      `Cannot rebuild layer ${layer.diffId}: it was pulled in parts, and an eStargz table of contents has no tar headers`,
+      { hint: "Run shale pull --whole for its image" },
+    );
+  }
   const tree = openImage(context, layout.layerImage(layer.id));
   let recipeFile: FileSource | undefined;
   const close = () => {

@@ -14,7 +14,8 @@ export const check = defineCommand({
   summary: "Verify the store, and repair what is damaged",
   description: `
 Compares the database with the files, the checksum of each metadata image, the digest of each file's payload, and the
-digest of each rebuilt layer tar. Changes nothing unless --repair is given. Exit code 1 if anything is damaged and was not
+digest of each rebuilt layer tar. A layer that was pulled in parts and whose tar is not here (eStargz) is compared with its
+table of contents instead, chunk by chunk. Changes nothing unless --repair is given. Exit code 1 if anything is damaged and was not
 repaired.
 
 --repair fetches only the damaged layers again, from where they came; what can't be fetched is moved to quarantine, and
@@ -109,9 +110,11 @@ const SHOWN = 20;
 
 export function formatOutcome(outcome: CheckOutcome, elapsedMs: number): string {
   const { report, quick, repaired, remaining } = outcome;
-  const { layers, payloads, bytes } = report;
+  const { layers, layersByToc, payloads, bytes } = report;
   const read = quick ? "no payload was read" : `${countOf(payloads, "payload")}, ${formatBytes(bytes)} hashed`;
-  const looked = `checked ${countOf(layers, "layer")}, ${read}, in ${formatDuration(elapsedMs)}\n`;
+  const byToc =
+    layersByToc === 0 ? "" : ` (${layersByToc} verified by ${layersByToc === 1 ? "its" : "their"} table of contents)`;
+  const looked = `checked ${countOf(layers, "layer")}${byToc}, ${read}, in ${formatDuration(elapsedMs)}\n`;
   const found = formatFindings(report.findings);
   const strays = report.findings.filter((finding) => finding.kind === "stray file").length;
   const moved = repaired !== undefined && strays > 0 ? `moved ${countOf(strays, "stray file")} to quarantine\n` : "";

@@ -65,14 +65,19 @@ and named.
     }
     const { registryAccess } = await import("./registry-access.ts");
     const { convertImage } = await import("../../images/convert.ts");
+    const { hostsToComplete } = await import("../../images/complete.ts");
+    const { getImage } = await import("../../images/find.ts");
+    await using store = await openStore(context);
+    const [ref] = positionals as readonly [string];
     const hosts: string[] = [];
-    await using registry = registryAccess(values, { log, hosts: () => hosts });
+    const sources = () => hostsToComplete(store, store.manifestsOf(getImage(store, ref).name));
+    await using registry = registryAccess(values, { log, hosts: () => [...hosts, ...sources()] });
     const output = await parseOutput(values.output, registry.client);
     if (output.kind === "registry") hosts.push(output.reference.host);
-    await using store = await openStore(context);
-    const result = await convertImage(store, positionals[0]!, {
+    const result = await convertImage(store, ref, {
       to: values.to,
       output,
+      registry: registry.client,
       signal,
       progress,
       ...(values.level === undefined ? {} : { level: values.level }),

@@ -9,14 +9,14 @@ import type {
   TarfsExport,
 } from "../../export/index.ts";
 import { displayName } from "../../images/find.ts";
-import type { StoreOperation } from "../../store/index.ts";
+import type { ManifestRecord, Store, StoreOperation } from "../../store/index.ts";
 import { type Context, defineCommand, type ValuesOf } from "../command.ts";
 import { formatBytes } from "../format.ts";
 import { singleLine } from "../../log/index.ts";
 import { emit } from "../output.ts";
 import { UsageError } from "../usage.ts";
 import { type ExportMeter, exportMeter } from "./export-progress.ts";
-import { PLATFORM } from "./options.ts";
+import { PLATFORM, REGISTRY } from "./options.ts";
 import { openStore } from "./store-access.ts";
 import { VERITY } from "./verity-options.ts";
 
@@ -65,6 +65,7 @@ const OPTIONS = {
     defaultText: "objects in the output directory",
     help: "Directory of objects, which images may share (composefs)",
   },
+  ...REGISTRY,
 } as const;
 
 type Values = ValuesOf<typeof OPTIONS>;
@@ -112,7 +113,11 @@ Where the file system can, exports share their blocks with the store and take no
     await using store = await openStore(context);
     const { image, manifest } = findImage(store, context.positionals[0]!, values.platform);
     using operation = store.begin(`export ${displayName(image.name)}`);
-    const source = { manifest, layer: values.layer };
+    const needsTars = format === "tarfs" || (format === "tar" && values.layer !== undefined);
+    const source = {
+      manifest: needsTars ? await withTars(context, store, operation, image.name, manifest) : manifest,
+      layer: values.layer,
+    };
     const meter = exportMeter(context.progress);
     const output = resolve(values.output ?? defaultOutput(displayName(image.name), format, values.layer));
     let failed = true;
@@ -125,6 +130,22 @@ Where the file system can, exports share their blocks with the store and take no
     return undefined;
   },
 });
+
+/** The same manifest with all layers verified by their diffIds, fetched from where they came where they are not. */
+async function withTars(
+  { values, log, progress, signal }: Context<typeof OPTIONS>,
+  store: Store,
+  operation: StoreOperation,
+  name: string,
+  manifest: ManifestRecord,
+): Promise<ManifestRecord> {
+  const { completeManifests, hostsToComplete } = await import("../../images/complete.ts");
+  const { registryAccess } = await import("./registry-access.ts");
+  await using registry = registryAccess(values, { log, hosts: () => hostsToComplete(store, [manifest]) });
+  const options = { registry: registry.client, progress, signal };
+  const [complete] = await completeManifests(store, operation, name, [manifest], options);
+  return complete!;
+}
 
 interface Job {
   readonly context: Context<typeof OPTIONS>;
@@ -267,7 +288,7 @@ async function printTarfs(
 }
 
 function checkOptions(format: Format, values: Values): void {
-  const common: readonly string[] = ["platform", "format", "output"];
+  const common: readonly string[] = ["platform", "format", "output", ...Object.keys(REGISTRY)];
   for (const name of Object.keys(OPTIONS) as (keyof Values)[]) {
     if (common.includes(name) || TAKES[format].includes(name)) continue;
     const value = values[name];

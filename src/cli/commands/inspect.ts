@@ -1,8 +1,8 @@
 import { displayBytes } from "../../bytes/index.ts";
 import { ShaleError } from "../../errors/index.ts";
 import { displayName, findImage, getImage } from "../../images/find.ts";
-import type { ImageConfig } from "../../oci/index.ts";
-import type { ImageRecord, ManifestRecord, Store } from "../../store/index.ts";
+import { chainIdOf, type ImageConfig } from "../../oci/index.ts";
+import { type ImageRecord, isTocIdentity, type ManifestRecord, type Store, tocDigestOf } from "../../store/index.ts";
 import { formatBytes, formatCount, formatFields, formatTable, formatTime, shortDigest } from "../format.ts";
 import { singleLine } from "../../log/index.ts";
 import { emit } from "../output.ts";
@@ -16,6 +16,9 @@ export const inspect = defineCommand({
   description: `
 Shows what is known of an image: where it came from, its digests, its platform, how its process starts, its layers, and
 its bytes. --raw prints a document exactly as the registry sent it, byte for byte.
+
+An eStargz layer that was pulled in parts is marked: it is verified by its table of contents, which the manifest names, and
+its diffID is what the configuration says, computed by nobody here. shale pull --whole has it computed.
 `,
   arguments: [{ name: "REF", help: "Name or digest of an image in the store", completes: "image" }],
   options: {
@@ -85,24 +88,36 @@ export function inspectImage(
     pulledAt: image.updatedAt,
     manifest: manifest.digest,
     config: manifest.config,
-    chainId: manifest.chainId,
+    // as containerd would have it: of what the config says, not of how layers are kept here
+    chainId: config.diffIds.length === 0 ? undefined : chainIdOf(config.diffIds),
     platform: manifest.platform,
     platforms: store.manifestsOf(image.name).map(({ platform, digest }) => ({ platform, digest })),
     created: config.created,
     author: config.author,
     run: config.config,
-    layers: manifest.layers.map(({ diffId, digest, mediaType, size }) => {
-      const record = store.findLayer(diffId);
-      if (record === undefined) return { diffId, digest, mediaType, size, stored: undefined };
+    layers: manifest.layers.map(({ diffId: identity, digest, mediaType, size }, position) => {
+      const byToc = isTocIdentity(identity);
+      const layer = {
+        diffId: byToc ? config.diffIds[position]! : identity,
+        digest,
+        mediaType,
+        size,
+        /** "toc": nobody has computed the diffId; the contents have the digests of the table of contents that has this digest. */
+        verifiedBy: byToc ? ("toc" as const) : ("diffId" as const),
+        toc: byToc ? tocDigestOf(identity) : undefined,
+      };
+      const record = store.findLayer(identity);
+      if (record === undefined) return { ...layer, stored: undefined };
       const { tarSize, entries, contentBytes, ownBytes, sharedBytes, inlineBytes, metadataBytes, notices } = record;
       const bytes = { contentBytes, ownBytes, sharedBytes, inlineBytes, metadataBytes };
       const stored = {
-        tarSize,
+        /** Absent where the tar is not here. */
+        tarSize: byToc ? undefined : tarSize,
         entries,
         ...bytes,
         notices: notices.map((notice) => ({ ...notice, path: displayBytes(notice.path) })),
       };
-      return { diffId, digest, mediaType, size, stored };
+      return { ...layer, stored };
     }),
   };
 }
@@ -165,10 +180,15 @@ function formatInspectedLayers(layers: readonly InspectedLayer[]): string {
       { header: "SHARED", cell: bytes((stored) => stored.sharedBytes), align: "right" },
       { header: "INLINE", cell: bytes((stored) => stored.inlineBytes), align: "right" },
       { header: "METADATA", cell: bytes((stored) => stored.metadataBytes), align: "right" },
-      { header: "", cell: (layer) => (layer.stored === undefined ? "not in the store: run shale check" : "") },
+      { header: "", cell: remarkOf },
     ],
     layers,
   );
+}
+
+function remarkOf({ stored, verifiedBy }: InspectedLayer): string {
+  if (stored === undefined) return "not in the store: run shale check";
+  return verifiedBy === "toc" ? "verified by its table of contents" : "";
 }
 
 /** What layers had that is not in the images made of them. */

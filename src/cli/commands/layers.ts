@@ -1,5 +1,5 @@
 import { displayName, findImage } from "../../images/find.ts";
-import type { LayerRecord } from "../../store/index.ts";
+import { isTocIdentity, type LayerRecord } from "../../store/index.ts";
 import { formatBytes, formatCount, formatTable, shortDigest } from "../format.ts";
 import { singleLine } from "../../log/index.ts";
 import { emit } from "../output.ts";
@@ -13,7 +13,8 @@ export const layers = defineCommand({
   description: `
 For each layer: its diffID, the number of its entries, the bytes of its files (size), of these the ones that it brought
 (own) and the ones that were in the store already or twice in it (shared), its metadata, small files included, and the
-images that have it. With REF, the layers of that image only, lowest first.
+images that have it. A layer that is verified by its table of contents (eStargz, pulled in parts) is listed by that one's
+digest, after "toc:". With REF, the layers of that image only, lowest first.
 `,
   arguments: [{ name: "REF", help: "Image whose layers to list", optional: true, completes: "image" }],
   options: {
@@ -41,7 +42,9 @@ images that have it. With REF, the layers of that image only, lowest first.
 });
 
 export interface LayerRow {
+  /** "toc+sha256:..." of a layer that is verified by its table of contents, whose digest it is. */
   readonly diffId: string;
+  readonly verifiedBy: "diffId" | "toc";
   readonly entries: number;
   readonly tarSize: number;
   readonly contentBytes: number;
@@ -59,7 +62,8 @@ export function describeLayer(record: LayerRecord, images: readonly string[]): L
   const { diffId, entries, tarSize, contentBytes, ownBytes, sharedBytes, inlineBytes, metadataBytes } = record;
   const { committedAt, damage } = record;
   const bytes = { tarSize, contentBytes, ownBytes, sharedBytes, inlineBytes, metadataBytes };
-  return { diffId, entries, ...bytes, committedAt, images, damage };
+  const verifiedBy = isTocIdentity(diffId) ? "toc" : "diffId";
+  return { diffId, verifiedBy, entries, ...bytes, committedAt, images, damage };
 }
 
 /** Image names beyond these are counted: a base layer may be in hundreds. */
@@ -68,7 +72,7 @@ const SHOWN_IMAGES = 2;
 export function formatLayers(layers: readonly LayerRow[]): string {
   return formatTable(
     [
-      { header: "DIFFID", cell: (layer) => shortDigest(layer.diffId) },
+      { header: "DIFFID", cell: (layer) => `${layer.verifiedBy === "toc" ? "toc:" : ""}${shortDigest(layer.diffId)}` },
       { header: "ENTRIES", cell: (layer) => formatCount(layer.entries), align: "right" },
       { header: "SIZE", cell: (layer) => formatBytes(layer.contentBytes), align: "right" },
       { header: "OWN", cell: (layer) => formatBytes(layer.ownBytes), align: "right" },

@@ -79,6 +79,7 @@ oci:/a\\x1b[31m  abababababab  linux/amd64       3  1.00 MB  900 kB     5 B  pin
 test("formatLayers() counts images beyond the second, and says what is damaged or unused", () => {
   const row = {
     diffId: DIGEST,
+    verifiedBy: "diffId" as const,
     entries: 1234,
     tarSize: 1,
     contentBytes: 1000,
@@ -258,7 +259,7 @@ DIRECTORY  IMAGE          ACCESS     FORM    SINCE
 });
 
 describe("formatOutcome()", () => {
-  const report = { layers: 1, payloads: 2, bytes: 3000, findings: [] };
+  const report = { layers: 1, layersByToc: 0, payloads: 2, bytes: 3000, findings: [] };
   const finding = { kind: "layer", diffId: DIGEST as never, id: "1", problem: "its tar comes back otherwise" } as const;
   const lost = { kind: "image", name: "docker.io/library/app:1", problem: "layer x is not in the store" } as const;
   test("a sound store", () => {

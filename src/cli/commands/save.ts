@@ -5,7 +5,7 @@ import { countOf, formatBytes } from "../format.ts";
 import { singleLine } from "../../log/index.ts";
 import { emit } from "../output.ts";
 import { UsageError } from "../usage.ts";
-import { PLATFORM } from "./options.ts";
+import { PLATFORM, REGISTRY } from "./options.ts";
 import { openStore } from "./store-access.ts";
 
 export const save = defineCommand({
@@ -21,6 +21,9 @@ durable: a command that failed or was killed leaves what was there before.
 
 The image ids stay. Digests of manifests change where the layers were compressed when they came: an OCI layout gets them as
 plain tars, or compressed anew with --compression zstd.
+
+Where a layer was pulled in parts and is verified by its table of contents (eStargz, see shale inspect), what its tar has
+beside is fetched first, from the registry that it came from.
 `,
   arguments: [{ name: "REF", help: "Name or digest of an image in the store", repeated: true, completes: "image" }],
   options: {
@@ -48,6 +51,7 @@ plain tars, or compressed anew with --compression zstd.
       default: "none",
       help: "How the layers of an OCI layout are compressed",
     },
+    ...REGISTRY,
   },
   examples: [
     { command: "shale save app:1 -o ./layout/", help: "Into an OCI layout" },
@@ -64,8 +68,15 @@ plain tars, or compressed anew with --compression zstd.
       throw new UsageError("Cannot save: stdout is a terminal", "redirect it, or name a file with -o");
     }
     const { saveImages } = await import("../../images/save.ts");
+    const { getImage } = await import("../../images/find.ts");
+    const { hostsToComplete } = await import("../../images/complete.ts");
+    const { registryAccess } = await import("./registry-access.ts");
     await using store = await openStore(context);
+    const hosts = () =>
+      positionals.flatMap((ref) => hostsToComplete(store, store.manifestsOf(getImage(store, ref).name)));
+    await using registry = registryAccess(values, { log: context.log, hosts });
     const result = await saveImages(store, positionals, {
+      registry: registry.client,
       output: toStdout ? (bytes) => stdout.write(bytes) : output,
       compression: values.compression,
       signal,

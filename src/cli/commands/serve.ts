@@ -4,6 +4,7 @@ import { countOf } from "../format.ts";
 import type { Log } from "../../log/index.ts";
 import { emit } from "../output.ts";
 import { UsageError } from "../usage.ts";
+import { REGISTRY } from "./options.ts";
 import { openStore } from "./store-access.ts";
 
 /** Answers that are under way when the command is stopped may take so long to end. */
@@ -25,6 +26,9 @@ images of several other hosts would have the same. Images without such a name ar
 Layers travel as plain tars, or compressed with zstd: then each layer is compressed once before its image is first
 answered, to learn its digest. The digest of a manifest is the one that it had when it was pulled if its layers were plain
 tars there, else another one. A damaged layer breaks the connection; it is never sent as if it were whole.
+
+Where a layer was pulled in parts and is verified by its table of contents (eStargz, see shale inspect), what its tar has
+beside is fetched from the registry that it came from when its image is first asked for by a tag.
 `,
   arguments: [],
   options: {
@@ -41,6 +45,7 @@ tars there, else another one. A damaged layer breaks the connection; it is never
       default: "none",
       help: "How layers travel",
     },
+    ...REGISTRY,
   },
   examples: [
     { command: "shale serve", help: "On port 5000 of this host" },
@@ -53,7 +58,15 @@ tars there, else another one. A damaged layer breaks the connection; it is never
     const { storeProvider } = await import("../../images/serve.ts");
     const { startRegistry } = await import("../../server/index.ts");
     await using store = await openStore(context);
-    await using provider = storeProvider(store, { compression: values.compression });
+    const { hostsToComplete } = await import("../../images/complete.ts");
+    const { registryAccess } = await import("./registry-access.ts");
+    const hosts = () =>
+      hostsToComplete(
+        store,
+        store.listImages().flatMap(({ name }) => store.manifestsOf(name)),
+      );
+    await using origins = registryAccess(values, { log, hosts });
+    await using provider = storeProvider(store, { compression: values.compression, registry: origins.client });
     await using registry = await startRegistry(provider, {
       ...address,
       log: (record) => logAccess(log, record),

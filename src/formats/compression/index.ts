@@ -43,6 +43,7 @@ export {
   type FrameSettings,
 } from "./frames.ts";
 export { type GzipMember, scanGzipMembers } from "./gzip.ts";
+export { gunzipAtOnce } from "./gzip-chunk.ts";
 export { type GzipHeader, parseGzipHeader } from "./gzip-header.ts";
 export { LOOKAHEAD, PIECE_SIZE } from "./pieces.ts";
 export { zlibInflate } from "./zlib-inflate.ts";

@@ -104,6 +104,9 @@ class Gatherer {
       // a file in one piece need not give its digest twice
       const chunkDigest = part.chunkDigest ?? (parts.length === 1 ? digest : undefined);
       if (chunkDigest === undefined) throw this.#fail(part, "chunkDigest", "is missing");
+      if (parts.length === 1 && digest !== undefined && Buffer.compare(chunkDigest, digest) !== 0) {
+        throw this.#fail(part, "chunkDigest", "of a file in one piece is not that of the file");
+      }
       chunks.push({
         ...this.#place(part, parts[i + 1], first),
         fileOffset: at,

@@ -5,7 +5,7 @@ import { decompress } from "../compression/index.ts";
 import type { TarEntry, TarSink } from "../tar/index.ts";
 import { type ChunkEnds, gatherEntries, STATED_ENDS } from "./entries.ts";
 import { parseSha256, type TocChunk, type TocEntry } from "./entry.ts";
-import { type EstargzTocHeader, readEstargzToc } from "./estargz-toc.ts";
+import { ESTARGZ_TOC_NAME, type EstargzTocHeader, readEstargzToc } from "./estargz-toc.ts";
 import { tocError } from "./failure.ts";
 import { readJsonList } from "./json-values.ts";
 import { DEFAULT_TOC_LIMITS, type TocLimits } from "./limits.ts";
@@ -145,7 +145,8 @@ export class LayerToc {
    * zstd:chunked: headers come from the tar-split, byte for byte as in the tar, through the tar decoder itself, so `raw`
    * and `entry` get what they would get from a whole pull; each entry is compared with the TOC's. eStargz: there is no
    * `raw`, entries are made from the TOC (its times have whole seconds), and its own tar entry, `stargz.index.json`, comes
-   * last, as in the tar. Landmarks are files like others: they are in the tar, and a whole pull has them too.
+   * last, as in the tar: nothing vouches for the attributes in its header, so other ones than writers give it are refused
+   * (UNIMPLEMENTED). Landmarks are files like others: they are in the tar, and a whole pull has them too.
    *
    * FormatError, with the tar's rules and those of the TOC; CANCELLED.
    */
@@ -172,6 +173,7 @@ export class LayerToc {
       sink.endEntry();
     }
     const { entry, innerOffset } = this.#estargz!;
+    checkTocHeader(entry);
     const { region, digest } = location;
     sink.entry(entry);
     if (entry.size > 0) {
@@ -180,6 +182,14 @@ export class LayerToc {
     }
     sink.endEntry();
   }
+}
+
+/** As stargz-snapshotter's library writes it, and all that use it: everything that can be is zero. */
+function checkTocHeader({ mode, uid, gid, mtimeSeconds, mtimeNanoseconds, xattrs }: TarEntry): void {
+  if ([mode, uid, gid, mtimeSeconds, mtimeNanoseconds, xattrs.length].every((value) => value === 0)) return;
+  throw tocError("eStargz", `header of ${ESTARGZ_TOC_NAME}`, "has attributes, which no digest covers", {
+    code: "UNIMPLEMENTED",
+  });
 }
 
 async function* zstdEntries(

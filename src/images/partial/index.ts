@@ -4,11 +4,21 @@
  * layer that can be pulled at all is never refused here.
  *
  * TOC -> plan -> fetch the missing -> verify -> seal. The plan is made, and the layer put together, in a worker thread of
- * the store; this module locates the TOC, decides, and fetches. docs/partial.md, docs/adr/0021-0023.
+ * the store; this module locates the TOC, decides, and fetches. docs/partial.md, docs/adr/0021, 0023, 0031.
+ *
+ * An eStargz layer comes in parts only for a caller that says `byToc`: what is sealed then has an identity of its own
+ * instead of the diffId, and whoever asked has to refer to that.
  */
 import { AsyncGroup, throwIfAborted } from "../../async/index.ts";
 import { ShaleError } from "../../errors/index.ts";
-import { findTocPointer, findZstdChunkedFooter, type TocLocation, ZSTD_FOOTER_SIZE } from "../../formats/toc/index.ts";
+import {
+  decodeEstargzFooter,
+  ESTARGZ_FOOTER_SIZE,
+  findTocPointer,
+  findZstdChunkedFooter,
+  type TocLocation,
+  ZSTD_FOOTER_SIZE,
+} from "../../formats/toc/index.ts";
 import type { DiffId, Digest } from "../../oci/index.ts";
 import {
   Arrivals,
@@ -17,6 +27,7 @@ import {
   type IngestResult,
   type PlanSummary,
   type StoreOperation,
+  tocIdentity,
 } from "../../store/index.ts";
 import { fetchParts, fetchRanges, missingOf, type PartsSource } from "./parts-fetcher.ts";
 import { estimateFetch, type FetchEstimate, isWorthwhile } from "./requests.ts";
@@ -28,6 +39,12 @@ export { LinkMeter } from "./requests.ts";
 const MINIMUM_SIZE = 128 * 1024;
 /** A zstd layer without annotations is asked for a footer from this size on: most have none. */
 const FOOTER_SIZE_FROM = 16 * 1024 * 1024;
+/**
+ * Where an eStargz TOC begins is told by the blob's last 51 bytes. They are fetched with what is mostly the end of the TOC: all
+ * of it for a small layer, which so takes one request; of the layer, this much may be fetched in vain.
+ */
+const ESTARGZ_TAIL = 64 * 1024;
+const ESTARGZ_TAIL_SHARE = 1 / 64;
 /** Tries with other sources after bytes were wrong. */
 const MAX_ATTEMPTS = 4;
 
@@ -67,6 +84,28 @@ export interface PartialOptions {
   readonly onProblem?: (problem: string) => void;
   /** Stop with the forecast: nothing but the TOC is fetched. */
   readonly forecastOnly?: boolean;
+  /** Also an eStargz layer, which is verified by its TOC alone. */
+  readonly byToc?: boolean;
+  /** Whatever it costs: for a layer that has to be what it was. */
+  readonly always?: boolean;
+}
+
+/** What a layer is kept under when it comes in parts and is verified by its TOC; undefined for one that can't be. */
+export function findTocIdentity({
+  size,
+  parts,
+}: {
+  readonly size: number;
+  readonly parts?: Pick<PartsSource, "annotations">;
+}): DiffId | undefined {
+  if (parts === undefined) return undefined;
+  try {
+    const pointer = findTocPointer(parts.annotations, size);
+    return pointer?.format === "estargz" ? tocIdentity(pointer.digest) : undefined;
+  } catch (error) {
+    if (ShaleError.is(error)) return undefined; // malformed: it comes whole
+    throw error;
+  }
 }
 
 /** Puts a layer together if that is cheaper. CANCELLED; errors of network and disk as for a whole pull. */
@@ -80,12 +119,17 @@ export async function pullInParts(
   let toc: TocLocation | undefined;
   try {
     toc = annotatedLocation(layer);
-    if (!operation.hasContent) return { kind: "whole", why: "the store is empty", toc };
-    if (layer.size < MINIMUM_SIZE) return { kind: "whole", why: "it is small", toc };
-    if (layer.parts.ability() === "none") return { kind: "whole", why: "the registry serves no ranges", toc };
+    if (!options.always) {
+      if (!operation.hasContent) return { kind: "whole", why: "the store is empty", toc };
+      if (layer.size < MINIMUM_SIZE) return { kind: "whole", why: "it is small", toc };
+      if (layer.parts.ability() === "none") return { kind: "whole", why: "the registry serves no ranges", toc };
+    }
+    if (!options.byToc && findTocIdentity(layer) !== undefined) {
+      return { kind: "whole", why: "an eStargz layer in parts would not be verified by its diffId", toc };
+    }
     const [location] = await Promise.all([
-      locate(layer, toc, download, signal).then(async (found) => {
-        if (found !== undefined) await ensureTail(layer, found, download, signal);
+      locate(layer, toc, download, options).then(async (found) => {
+        if (found !== undefined) await ensureTail(layer, found, download, options);
         return found;
       }),
       operation.indexChunks({ signal }),
@@ -123,16 +167,16 @@ async function locate(
   layer: PartialLayer,
   known: TocLocation | undefined,
   download: Download,
-  signal: AbortSignal,
+  options: PartialOptions,
 ): Promise<TocLocation | undefined> {
   if (known !== undefined) return known;
   const pointer = findTocPointer(layer.parts.annotations, layer.size);
   if (pointer?.format === "estargz") {
-    // A deduplicated eStargz layer can't be held against its diffId: docs/adr/0022.
-    return undefined;
+    const size = Math.max(ESTARGZ_FOOTER_SIZE, Math.min(ESTARGZ_TAIL, Math.floor(layer.size * ESTARGZ_TAIL_SHARE)));
+    return decodeEstargzFooter(await readTail(layer, size, download, options), layer.size, pointer.digest);
   }
   if (!layer.mediaType.endsWith("zstd") || layer.size < FOOTER_SIZE_FROM) return undefined;
-  return findZstdChunkedFooter(await readTail(layer, ZSTD_FOOTER_SIZE, download, signal), layer.size);
+  return findZstdChunkedFooter(await readTail(layer, ZSTD_FOOTER_SIZE, download, options), layer.size);
 }
 
 /** The last bytes of the blob. */
@@ -140,10 +184,10 @@ async function readTail(
   layer: PartialLayer,
   size: number,
   download: Download,
-  signal: AbortSignal,
+  options: PartialOptions,
 ): Promise<Uint8Array> {
   const offset = layer.size - size;
-  await ensureRange(layer, offset, layer.size, download, signal);
+  await ensureRange(layer, offset, layer.size, download, options);
   return download.read(offset, size);
 }
 
@@ -152,9 +196,9 @@ function ensureTail(
   layer: PartialLayer,
   location: TocLocation,
   download: Download,
-  signal: AbortSignal,
+  options: PartialOptions,
 ): Promise<void> {
-  return ensureRange(layer, location.region.offset, layer.size, download, signal);
+  return ensureRange(layer, location.region.offset, layer.size, download, options);
 }
 
 async function ensureRange(
@@ -162,14 +206,14 @@ async function ensureRange(
   offset: number,
   end: number,
   download: Download,
-  signal: AbortSignal,
+  { signal, always }: PartialOptions,
 ): Promise<void> {
   const gaps = download.gaps(offset, end);
   if (gaps.length === 0) return;
   const stop = new AbortController();
   try {
     // A registry that sends the whole blob instead is better read from its start, by an ingest that follows.
-    const onWhole = () => stop.abort(new NoRanges());
+    const onWhole = always ? undefined : () => stop.abort(new NoRanges());
     const either = AbortSignal.any([signal, stop.signal]);
     await fetchRanges(layer.parts, gaps, download, undefined, either, onWhole);
   } catch (error) {
@@ -213,14 +257,14 @@ class PartialPull {
     for (let attempt = 1; attempt <= MAX_ATTEMPTS; attempt++) {
       let outcome: AssembleOutcome;
       try {
-        outcome = await this.#attempt(attempt > 1);
+        outcome = await this.#attempt(attempt > 1 || this.#options.always === true);
       } catch (error) {
         // The TOC itself may have come wrong: once more, then the blob as a whole, whose digest decides.
         if (!ShaleError.is(error, "DATA_LOSS") || attempt > 1) throw error;
         throwIfAborted(signal);
         onProblem?.(error.message);
         this.#download.forget(this.#location.region.offset, this.#layer.size);
-        await ensureTail(this.#layer, this.#location, this.#download, signal);
+        await ensureTail(this.#layer, this.#location, this.#download, this.#options);
         continue;
       }
       if (outcome.kind === "done") return { kind: "sealed", result: outcome.result, forecast: this.#forecast! };

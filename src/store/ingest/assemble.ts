@@ -3,16 +3,19 @@
  * the parts of the blob that were fetched. The same writer as for a whole pull gets the same calls, so what comes out is
  * the same layer, and its tar is hashed on the way: a layer is sealed only when it has the diffId.
  *
+ * An eStargz TOC has no headers, so there is no tar to hash. Each content is held against every digest that the TOC gives of
+ * it instead, wherever it comes from, and a TOC that contradicts itself is refused: the tree is a function of the TOC.
+ *
  * Two steps. The plan goes to the main thread, which decides whether it is worth it, and fetches; then contents are taken
  * in the order of the tar, each as soon as its parts are there. Wrong bytes, local or fetched, end the attempt with a list
  * of them: the main thread takes them out of use and tries again.
  */
-import { createHash, hash, randomBytes } from "node:crypto";
+import { createHash, type Hash, hash, randomBytes } from "node:crypto";
 import { join } from "node:path";
 import { once } from "node:events";
-import type { ByteRange } from "../../bytes/index.ts";
+import { type ByteRange, displayBytes } from "../../bytes/index.ts";
 import { errnoOf, FormatError, ShaleError } from "../../errors/index.ts";
-import { decompress, decompressZstdChunk } from "../../formats/compression/index.ts";
+import { decompress, decompressZstdChunk, gunzipAtOnce } from "../../formats/compression/index.ts";
 import { LayerToc, type TocChunk, type TocPayload } from "../../formats/toc/index.ts";
 import { closeFile, crashPoint, makeDirectory, openFile, readAt } from "../../sys/index.ts";
 import type { Database } from "../database.ts";
@@ -35,9 +38,15 @@ import { BUILD, FETCH, type LayerPlan, LayerPlanner, ZEROS } from "./toc-plan.ts
 
 /** Chunks up to this size, both ways, are decompressed at once; larger ones as a stream. */
 const AT_ONCE = READ_PIECE;
-/** What decompressZstdChunk() allocates behind a chunk, and buffers that Node may have cut from a larger one. */
-const CHUNK_ROOM = 64;
+/** What decompressZstdChunk() and gunzipAtOnce() allocate behind a chunk, and buffers that Node may have cut from a larger one. */
+const CHUNK_ROOM = { "zstd:chunked": 64, estargz: 4096 } as const;
 const POOLED_BELOW = 16 * 1024;
+/**
+ * Bytes of eStargz members that are decompressed only to come to chunks behind them: this, and so many times the content.
+ * Usual members are decompressed once for all of their chunks; a hostile one has a gigabyte before each byte.
+ */
+const SKIPPED_MAX = 64 * 1024 * 1024;
+const SKIPPED_RATIO = 4;
 const ZERO_PIECE = Buffer.alloc(READ_PIECE);
 
 /** Bytes that are not what they should be; ends the attempt. */
@@ -108,6 +117,9 @@ class Assembly {
   #fileAt = 0;
   #chunk = 0;
   #compressed: Buffer = Buffer.alloc(0);
+  #skipped = 0;
+  /** The member that was decompressed last, where several chunks are in it. */
+  #member: { readonly offset: number; readonly bytes: Uint8Array } | undefined;
 
   constructor(
     job: AssembleJob,
@@ -158,14 +170,18 @@ class Assembly {
     try {
       for await (const payload of this.#toc.replay(sink, { signal: this.#signal })) {
         this.#check();
+        if (this.#isByToc && !writer.hasInode) throw misplaced(payload.entry.path);
         const at = this.#fileAt++;
-        const blob = this.#plan.fileBlobs[at]!;
-        if (blob === BUILD) await this.#build(payload, writer);
+        const blob = this.#plan.fileBlobs[at];
+        if (blob === undefined) await this.#copyToc(payload, writer);
+        else if (blob === BUILD) await this.#build(payload, writer);
         else this.#refer(payload, writer, this.#plan.blobs[blob]!, this.#plan.fileOffsets[at]!);
         this.#tell(payload.chunks.at(-1)!.blobEnd);
       }
       const diffId = `sha256:${this.#tarHash.digest("hex")}`;
-      if (diffId !== job.diffId) throw new WrongBytes(true, undefined, `its tar is ${diffId}, not ${job.diffId}`);
+      if (!this.#isByToc && diffId !== job.diffId) {
+        throw new WrongBytes(true, undefined, `its tar is ${diffId}, not ${job.diffId}`);
+      }
     } catch (error) {
       if (error instanceof WrongBytes) return await this.#again(error);
       throw error;
@@ -182,14 +198,20 @@ class Assembly {
         form: "tree",
         digest: job.digest,
         diffId: job.diffId,
-        tarSize: this.#tarSize,
+        tarSize: this.#isByToc ? 0 : this.#tarSize,
         size: job.location.blobSize,
         toc: job.location,
       },
     };
   }
 
+  /** Every digest of a content that the TOC gives is compared; there is no tar. */
+  get #isByToc(): boolean {
+    return this.#toc.location.format === "estargz";
+  }
+
   #hashTar(bytes: Uint8Array): void {
+    if (this.#isByToc) return;
     this.#tarHash.update(bytes);
     this.#tarSize += bytes.length;
     if (this.#tarSize > LIMITS.layerTarSize) {
@@ -200,17 +222,23 @@ class Assembly {
     }
   }
 
-  /** The content of a file is in the store: it is read for the digest of the tar, and not written. */
-  #refer({ entry, chunks }: TocPayload, writer: LayerWriter, blob: string, offset: number): void {
+  /** The content of a file is in the store: it is read for the digest of the tar, or those of the TOC, and not written. */
+  #refer({ entry, chunks, digest }: TocPayload, writer: LayerWriter, blob: string, offset: number): void {
     if (!writer.canRefer) throw new RangeError(`a reference for ${entry.path}`);
+    const check = this.#isByToc ? new ContentCheck(entry.path, digest, chunks) : undefined;
     for (const piece of this.#readLocal({ id: blob, inline: false }, offset, entry.size, chunks[0])) {
       this.#hashTar(piece);
+      check?.update(piece);
     }
+    if (check?.isContent() === false) throw wrong(true, chunks[0]);
+    check?.requireChunks();
     writer.refer(entry.size, { blob, offset });
   }
 
-  async #build({ chunks }: TocPayload, writer: LayerWriter): Promise<void> {
+  async #build({ entry, chunks, digest }: TocPayload, writer: LayerWriter): Promise<void> {
     const whole = chunks.length === 1;
+    // of a file in one piece there is one digest only: formats/toc
+    const check = this.#isByToc && !whole ? new ContentCheck(entry.path, digest, []) : undefined;
     for (const chunk of chunks) {
       const at = this.#chunk++;
       const source = this.#plan.chunkSources[at]!;
@@ -224,23 +252,39 @@ class Assembly {
       if (source === FETCH) awaitArrival(this.#arrived, offset, this.#check);
       const bytes = source === FETCH ? this.#chunkAtOnce(chunk, offset) : this.#localAtOnce(chunk, source, offset);
       if (bytes !== undefined) {
-        const digest = hash("sha256", bytes, "buffer");
-        if (!digest.equals(chunk.digest)) throw wrong(source !== FETCH, chunk);
+        const found = hash("sha256", bytes, "buffer");
+        if (!found.equals(chunk.digest)) throw wrong(source !== FETCH, chunk);
         this.#hashTar(bytes);
+        check?.update(bytes);
         if (source >= 0) writer.copied(bytes, this.#content.file(this.#plan.sources[source]!), offset);
-        else if (whole) writer.content(bytes, digest);
+        else if (whole) writer.content(bytes, found);
         else writer.payload(bytes);
-        if (source === FETCH) release(bytes);
+        if (source === FETCH && bytes.buffer !== this.#member?.bytes.buffer) {
+          release(bytes, CHUNK_ROOM[this.#toc.location.format]);
+        }
         continue;
       }
       const hasher = createHash("sha256");
       const pieces = source === FETCH ? this.#chunkPieces(chunk, offset) : this.#localPieces(chunk, source, offset);
       for await (const piece of pieces) {
         hasher.update(piece);
+        check?.update(piece);
         this.#give(piece, writer);
       }
       if (!hasher.digest().equals(chunk.digest)) throw wrong(source !== FETCH, chunk);
     }
+    if (check?.isContent() === false) throw contradiction(entry.path);
+  }
+
+  /** The content of the tar entry that is the TOC itself: no plan has it, and it was verified when it was opened. */
+  async #copyToc({ chunks }: TocPayload, writer: LayerWriter): Promise<void> {
+    const [chunk] = chunks;
+    const hasher = createHash("sha256");
+    for await (const piece of this.#pieces(chunk!, chunk!.blobOffset, chunk!.blobEnd)) {
+      hasher.update(piece);
+      writer.payload(piece);
+    }
+    if (!hasher.digest().equals(chunk!.digest)) throw wrong(false, undefined);
   }
 
   #give(bytes: Uint8Array, writer: LayerWriter): void {
@@ -284,14 +328,27 @@ class Assembly {
 
   /** A chunk of usual size; undefined for one that has to be decompressed as a stream. */
   #chunkAtOnce(chunk: TocChunk, index: number): Uint8Array | undefined {
-    const [offset, end] = [this.#plan.fetchOffsets[index]!, this.#plan.fetchEnds[index]!];
-    if (this.#toc.location.format !== "zstd:chunked" || chunk.size > AT_ONCE || end - offset > AT_ONCE)
-      return undefined;
+    const { fetchOffsets, fetchEnds } = this.#plan;
+    const [offset, end] = [fetchOffsets[index]!, fetchEnds[index]!];
+    const { innerOffset, size } = chunk;
+    const last = innerOffset + size;
+    if (this.#member?.offset === offset && this.#member.bytes.length >= last) {
+      return this.#member.bytes.subarray(innerOffset, last);
+    }
+    if (last > AT_ONCE || end - offset > AT_ONCE) return undefined;
     if (this.#compressed.length < end - offset) this.#compressed = Buffer.allocUnsafeSlow(AT_ONCE);
     const bytes = this.#compressed.subarray(0, end - offset);
     if (readAt(this.#file, bytes, offset) !== bytes.length) throw wrong(false, chunk);
+    if (this.#toc.location.format === "estargz") {
+      // several files in one member: it is kept for the next one
+      const isShared = innerOffset > 0 || fetchOffsets[index + 1] === offset;
+      const member = gunzipAtOnce(bytes, isShared ? AT_ONCE : size);
+      if (member === undefined || member.length < last) return undefined;
+      if (isShared) this.#member = { offset, bytes: member };
+      return member.subarray(innerOffset, last);
+    }
     try {
-      return decompressZstdChunk(bytes, chunk.size);
+      return decompressZstdChunk(bytes, size);
     } catch (error) {
       // Damaged, or of several frames, which a stream takes: it tells which.
       if (error instanceof FormatError) return undefined;
@@ -300,12 +357,22 @@ class Assembly {
   }
 
   /** At most `chunk.size` bytes: fewer do not have its digest. */
-  async *#chunkPieces(chunk: TocChunk, index: number): AsyncGenerator<Uint8Array> {
-    const [offset, end] = [this.#plan.fetchOffsets[index]!, this.#plan.fetchEnds[index]!];
+  #chunkPieces(chunk: TocChunk, index: number): AsyncGenerator<Uint8Array> {
+    return this.#pieces(chunk, this.#plan.fetchOffsets[index]!, this.#plan.fetchEnds[index]!);
+  }
+
+  async *#pieces(chunk: TocChunk, offset: number, end: number): AsyncGenerator<Uint8Array> {
     const compression = this.#toc.location.format === "zstd:chunked" ? "zstd" : "gzip";
     const stored = readFilePieces(this.#file, offset, end - offset);
     let skip = chunk.innerOffset;
     let left = chunk.size;
+    this.#skipped += skip;
+    if (this.#skipped > SKIPPED_MAX + SKIPPED_RATIO * this.#plan.summary.contentBytes) {
+      throw new ShaleError(
+        "RESOURCE_EXHAUSTED",
+        `Cannot put the layer together: its chunks lie behind ${this.#skipped} other bytes in their gzip members`,
+      );
+    }
     try {
       for await (const piece of decompress(stored, compression, { signal: this.#signal })) {
         const from = Math.min(skip, piece.length);
@@ -408,13 +475,77 @@ function wrong(local: boolean, chunk: TocChunk | undefined, cause?: unknown): Wr
   return new WrongBytes(local, chunk, `${what} are not those that the TOC names`, cause);
 }
 
+/** Holds a content against all that an eStargz TOC says of it: the digest of the file, and those of its chunks. */
+class ContentCheck {
+  readonly #path: string;
+  readonly #digest: Uint8Array | undefined;
+  readonly #chunks: readonly TocChunk[];
+  readonly #whole = createHash("sha256");
+  #chunk: Hash | undefined;
+  #at = 0;
+  #left = 0;
+  #isRight = true;
+
+  /** `chunks`: those that are not compared elsewhere. */
+  constructor(path: string, digest: Uint8Array | undefined, chunks: readonly TocChunk[]) {
+    this.#path = path;
+    this.#digest = digest;
+    this.#chunks = chunks.length > 1 ? chunks : [];
+  }
+
+  update(bytes: Uint8Array): void {
+    if (this.#digest !== undefined) this.#whole.update(bytes);
+    for (let from = 0; from < bytes.length && this.#at < this.#chunks.length; ) {
+      const chunk = this.#chunks[this.#at]!;
+      if (this.#chunk === undefined) {
+        this.#chunk = createHash("sha256");
+        this.#left = chunk.size;
+      }
+      const count = Math.min(this.#left, bytes.length - from);
+      this.#chunk.update(bytes.subarray(from, from + count));
+      from += count;
+      this.#left -= count;
+      if (this.#left > 0) continue;
+      this.#isRight &&= this.#chunk.digest().equals(chunk.digest);
+      this.#chunk = undefined;
+      this.#at++;
+    }
+  }
+
+  /** Whether it has the digest of the file, if there is one. */
+  isContent(): boolean {
+    return this.#digest === undefined || this.#whole.digest().equals(this.#digest);
+  }
+
+  /** Throws when the file is right and one of its chunks is not. */
+  requireChunks(): void {
+    if (!this.#isRight) throw contradiction(this.#path);
+  }
+}
+
+/** Of the TOC with itself: what is built from it would depend on what the store has. */
+function contradiction(path: string): ShaleError {
+  return new ShaleError(
+    "INVALID_ARGUMENT",
+    `Cannot put the layer together: the digests of "${displayBytes(path.slice(0, 300))}" and of its chunks contradict each other`,
+  );
+}
+
+/** Nothing but the tar's digest would cover its content, and `check` finds contents by their order. */
+function misplaced(path: string): ShaleError {
+  return new ShaleError(
+    "UNIMPLEMENTED",
+    `Cannot put the layer together: "${displayBytes(path.slice(0, 300))}" has content and no place in a layer`,
+  );
+}
+
 /**
  * Gives the memory of a decompressed chunk back at once: a garbage collector that is left to find tens of thousands of them
  * lets memory grow by hundreds of MiB. Small ones share a buffer.
  */
-function release(bytes: Uint8Array): void {
+function release(bytes: Uint8Array, room: number): void {
   const { buffer } = bytes;
-  const isWhole = bytes.byteOffset === 0 && buffer.byteLength - bytes.byteLength <= CHUNK_ROOM;
+  const isWhole = bytes.byteOffset === 0 && buffer.byteLength - bytes.byteLength <= room;
   if (isWhole && buffer.byteLength > POOLED_BELOW && buffer instanceof ArrayBuffer) buffer.transfer(0);
 }
 

@@ -174,6 +174,11 @@ export class LayerWriter implements TarSink, Disposable {
     this.#builder.index.setContent(this.#inode, Content.EXTENT, this.#deviceNumber(place.blob), place.offset);
   }
 
+  /** False for an entry that has no place in a layer: it is left out, but for its bytes in the tar. */
+  get hasInode(): boolean {
+    return this.#inode !== NONE;
+  }
+
   /** Whether the current file can refer to a payload: it has an inode, and its content does not live inside of it. */
   get canRefer(): boolean {
     return this.#inode !== NONE && !this.#inline;

@@ -3,7 +3,7 @@
  * blob. Chunks are found by it later (chunk-scan.ts); nothing else depends on it.
  */
 import { toHex } from "../../bytes/index.ts";
-import { LayerToc, type TocEntry, type TocLocation } from "../../formats/toc/index.ts";
+import { LayerToc, type ReadRegion, type TocEntry, type TocLocation } from "../../formats/toc/index.ts";
 import { closeFile, copyRange, createFile, datasync, type FileSource, fileSource } from "../../sys/index.ts";
 import { READ_PIECE } from "./local-content.ts";
 
@@ -37,8 +37,12 @@ export async function readKeptToc(
   onEntry: (entry: TocEntry) => void,
 ): Promise<void> {
   using source = fileSource(path);
-  const read = (offset: number, length: number) => pieces(source, offset - location.region.offset, length);
-  await LayerToc.open(location, read, { signal, onEntry });
+  await LayerToc.open(location, readTocRegion(source, location), { signal, onEntry });
+}
+
+/** Reads a kept TOC by its place in the blob. */
+export function readTocRegion(source: FileSource, { region }: TocLocation): ReadRegion {
+  return (offset, length) => pieces(source, offset - region.offset, length);
 }
 
 async function* pieces(source: FileSource, offset: number, length: number): AsyncGenerator<Uint8Array> {

@@ -4,6 +4,8 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { displayBytes } from "../../../bytes/index.ts";
 import { frameCompressor } from "../../../formats/compression/index.ts";
+import { EstargzWriter } from "../../../formats/estargz/index.ts";
+import { ESTARGZ_FOOTER_SIZE } from "../../../formats/toc/index.ts";
 import { memorySpool } from "../../../formats/toc/writing.ts";
 import { ZstdChunkedWriter } from "../../../formats/zstd-chunked/index.ts";
 import { type ImageSource, parseReference } from "../../../oci/index.ts";
@@ -17,6 +19,7 @@ import { openOrigin } from "../../origin.ts";
 import { type PullResult, pullImage } from "../../pull.ts";
 
 export const ZSTD_LAYER = "application/vnd.oci.image.layer.v1.tar+zstd";
+const GZIP_LAYER = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 export interface ChunkedLayer {
   readonly blob: Buffer;
@@ -24,6 +27,8 @@ export interface ChunkedLayer {
   readonly diffId: string;
   /** Of the TOC in the blob. */
   readonly tocOffset: number;
+  /** Zstd unless given. */
+  readonly mediaType?: string;
 }
 
 export async function chunkedLayer(tar: Uint8Array): Promise<ChunkedLayer> {
@@ -34,6 +39,27 @@ export async function chunkedLayer(tar: Uint8Array): Promise<ChunkedLayer> {
   const { annotations } = writer;
   const diffId = `sha256:${sha256(tar)}`;
   return { blob: Buffer.concat(pieces), annotations, diffId, tocOffset: tocOffsetOf(annotations) };
+}
+
+/** As shale writes it: the tar of the layer has a landmark and the TOC beside the files of `tar`. */
+export async function estargzLayer(tar: Uint8Array): Promise<ChunkedLayer> {
+  const compressor = frameCompressor({ kind: "gzip", level: 6 });
+  const writer = new EstargzWriter({ compressor, openSpool: memorySpool });
+  const pieces: Uint8Array[] = [];
+  for await (const piece of writer.write(only(tar))) pieces.push(piece);
+  const blob = Buffer.concat(pieces);
+  const { annotations, tarDigest } = writer.result;
+  return estargzBlob(blob, annotations, `sha256:${Buffer.from(tarDigest).toString("hex")}`);
+}
+
+/** A blob that ends with the footer of eStargz. */
+export function estargzBlob(
+  blob: Buffer,
+  annotations: Readonly<Record<string, string>>,
+  diffId: string,
+): ChunkedLayer & { readonly mediaType: string } {
+  const tocOffset = Number(`0x${blob.subarray(-ESTARGZ_FOOTER_SIZE).toString("latin1", 16, 32)}`);
+  return { blob, annotations, diffId, tocOffset, mediaType: GZIP_LAYER };
 }
 
 /** A layer that skopeo made; see skopeo/layers.json. "two" has most of the content of "one". */
@@ -71,9 +97,13 @@ export function publish(
   layers: readonly ChunkedLayer[],
   options: PublishOptions = {},
 ): readonly Stored[] {
-  const { mediaType = ZSTD_LAYER } = options;
-  const blobs = layers.map(({ blob }, at) =>
-    server.blob("app", blob, mediaType, ...((at === 0 ? options.steps : undefined) ?? [parts(blob)])),
+  const blobs = layers.map(({ blob, mediaType = ZSTD_LAYER }, at) =>
+    server.blob(
+      "app",
+      blob,
+      options.mediaType ?? mediaType,
+      ...((at === 0 ? options.steps : undefined) ?? [parts(blob)]),
+    ),
   );
   const rootfs = { type: "layers", diff_ids: layers.map(({ diffId }) => diffId) };
   const config = server.blob(
@@ -91,19 +121,23 @@ export function publish(
   return blobs;
 }
 
-/** Pulls `HOST/app:TAG` under the name TAG. */
-export async function pullFrom(
-  store: Store,
-  server: { readonly host: string },
-  tag: string,
-  options: { readonly signal?: AbortSignal } = {},
-): Promise<PullResult> {
-  await using client = new RegistryClient({
+export function testClient(): RegistryClient {
+  return new RegistryClient({
     env: { HOME: "/nonexistent", XDG_RUNTIME_DIR: "/nonexistent" },
     hostsDirs: [],
     stallTimeoutMs: 2000,
     retry: FAST_RETRY,
   });
+}
+
+/** Pulls `HOST/app:TAG` under the name TAG. */
+export async function pullFrom(
+  store: Store,
+  server: { readonly host: string },
+  tag: string,
+  options: { readonly signal?: AbortSignal; readonly whole?: boolean } = {},
+): Promise<PullResult> {
+  await using client = testClient();
   const source: ImageSource = { kind: "registry", reference: parseReference(`${server.host}/app:${tag}`) };
   const origin = await openOrigin(source, { registry: async () => client });
   return await pullImage(store, origin, { name: tag, ...options });
