@@ -189,6 +189,7 @@ const PUBLIC_FILES: Readonly<Record<string, string>> = {
   "images/files.ts": "ls, cat, stat, diff, demo",
   "images/diff.ts": "diff, demo",
   "images/repair.ts": "check",
+  "images/complete.ts": "save, push, convert, serve, export",
   "images/save.ts": "save",
   "images/push.ts": "push",
   "images/convert.ts": "convert",

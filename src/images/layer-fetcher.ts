@@ -8,7 +8,7 @@ import type { DiffId, Digest } from "../oci/index.ts";
 import type { TocLocation } from "../formats/toc/index.ts";
 import type { Download, IngestResult, LayerRecord, PlanSummary, StoreOperation } from "../store/index.ts";
 import type { OriginLayer } from "./origin.ts";
-import { findTocIdentity, type PartialOutcome, pullInParts } from "./partial/index.ts";
+import { findEstargzDigest, findTocIdentity, type PartialOutcome, pullInParts } from "./partial/index.ts";
 import type { Progress, ProgressTask } from "./progress.ts";
 import { explainWriteError } from "./write-error.ts";
 
@@ -197,11 +197,13 @@ export class LayerFetcher {
   ): Promise<IngestResult> {
     await using group = new AsyncGroup(signal);
     const onConsumed = advances(task);
+    const estargzToc = findEstargzDigest(layer);
     const ingest = group.run((stop) =>
       this.#operation.ingest(download.feed(), expectedOf(layer), {
         signal: stop,
         onConsumed,
         ...(toc ? { toc } : {}),
+        ...(estargzToc ? { estargzToc } : {}),
       }),
     );
     const transfer = group.run(async (stop) => {

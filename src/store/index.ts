@@ -290,9 +290,11 @@ export class StoreOperation implements Disposable {
       readonly form?: LayerForm;
       /** Where the blob has its TOC, if it has one: it is kept for later pulls of parts. */
       readonly toc?: TocLocation;
+      /** Or its digest, for an eStargz blob in a file of its own. */
+      readonly estargzToc?: Uint8Array;
     } = {},
   ): Promise<IngestResult> {
-    const { signal, onConsumed, toc, deduplicate = true, form = "tree" } = options;
+    const { signal, onConsumed, toc, estargzToc, deduplicate = true, form = "tree" } = options;
     return this.#pool.ingest(
       {
         ...this.#lease.stage(),
@@ -303,6 +305,7 @@ export class StoreOperation implements Disposable {
         deduplicate,
         form,
         ...(toc ? { toc } : {}),
+        ...(estargzToc ? { estargzToc } : {}),
         ...(onConsumed ? { onConsumed } : {}),
       },
       signal ? { signal } : {},

@@ -90,22 +90,27 @@ export interface PartialOptions {
   readonly always?: boolean;
 }
 
-/** What a layer is kept under when it comes in parts and is verified by its TOC; undefined for one that can't be. */
-export function findTocIdentity({
-  size,
-  parts,
-}: {
+interface AnnotatedLayer {
   readonly size: number;
   readonly parts?: Pick<PartsSource, "annotations">;
-}): DiffId | undefined {
+}
+
+/** Digest of the TOC of an eStargz layer; undefined for any other, and for annotations that are malformed. */
+export function findEstargzDigest({ size, parts }: AnnotatedLayer): Uint8Array | undefined {
   if (parts === undefined) return undefined;
   try {
     const pointer = findTocPointer(parts.annotations, size);
-    return pointer?.format === "estargz" ? tocIdentity(pointer.digest) : undefined;
+    return pointer?.format === "estargz" ? pointer.digest : undefined;
   } catch (error) {
-    if (ShaleError.is(error)) return undefined; // malformed: it comes whole
+    if (ShaleError.is(error)) return undefined; // it comes whole
     throw error;
   }
+}
+
+/** What a layer is kept under when it comes in parts and is verified by its TOC; undefined for one that can't be. */
+export function findTocIdentity(layer: AnnotatedLayer): DiffId | undefined {
+  const digest = findEstargzDigest(layer);
+  return digest && tocIdentity(digest);
 }
 
 /** Puts a layer together if that is cheaper. CANCELLED; errors of network and disk as for a whole pull. */

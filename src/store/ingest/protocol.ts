@@ -45,6 +45,8 @@ export interface IngestJob extends Job {
   readonly form: LayerForm;
   /** Where the blob has its TOC: it is kept beside the layer. */
   readonly toc?: TocLocation;
+  /** Of the TOC of an eStargz blob, whose footer says where it is. */
+  readonly estargzToc?: Uint8Array;
 }
 
 /** Puts a layer together from its TOC; see assemble.ts. */

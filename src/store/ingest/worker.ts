@@ -10,8 +10,8 @@ import { throwIfAborted } from "../../async/index.ts";
 import { ShaleError } from "../../errors/index.ts";
 import { decompress, detectCompression } from "../../formats/compression/index.ts";
 import { TarDecoder } from "../../formats/tar/index.ts";
-import type { TocLocation } from "../../formats/toc/index.ts";
-import { closeFile, makeDirectory, openFile } from "../../sys/index.ts";
+import { decodeEstargzFooter, ESTARGZ_FOOTER_SIZE, type TocLocation } from "../../formats/toc/index.ts";
+import { closeFile, makeDirectory, openFile, readAt } from "../../sys/index.ts";
 import { loadIsal } from "../../sys/isal.ts";
 import { Database } from "../database.ts";
 import { LIMITS } from "../limits.ts";
@@ -153,9 +153,26 @@ async function ingest(
       },
     );
   }
-  const kept = job.toc === undefined ? 0 : keepTocOf(job.feed.path, join(layer, "toc"), job.toc);
-  const { id, directory, toc, form } = job;
+  const toc = job.toc ?? findEstargzToc(job);
+  const kept = toc === undefined ? 0 : keepTocOf(job.feed.path, join(layer, "toc"), toc);
+  const { id, directory, form } = job;
   return { ...writer.finish(kept), id, directory, form, digest, diffId, tarSize, size, toc };
+}
+
+/** Where its footer says. One that can't be read is no use for later pulls, and nothing else needs it. */
+function findEstargzToc({ estargzToc, feed }: IngestJob): TocLocation | undefined {
+  if (estargzToc === undefined || feed.length < ESTARGZ_FOOTER_SIZE) return undefined;
+  const footer = Buffer.alloc(ESTARGZ_FOOTER_SIZE);
+  const file = openFile(feed.path);
+  try {
+    readAt(file, footer, feed.offset + feed.length - ESTARGZ_FOOTER_SIZE);
+    return decodeEstargzFooter(footer, feed.length, estargzToc);
+  } catch (error) {
+    if (ShaleError.is(error)) return undefined;
+    throw error;
+  } finally {
+    closeFile(file);
+  }
 }
 
 /** The blob is verified by now, and so is the TOC in it. */

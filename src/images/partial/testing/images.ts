@@ -2,18 +2,20 @@
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import { gunzipSync, gzipSync } from "node:zlib";
 import { displayBytes } from "../../../bytes/index.ts";
 import { frameCompressor } from "../../../formats/compression/index.ts";
 import { EstargzWriter } from "../../../formats/estargz/index.ts";
-import { ESTARGZ_FOOTER_SIZE } from "../../../formats/toc/index.ts";
-import { memorySpool } from "../../../formats/toc/writing.ts";
+import { encodeTarHeader, TAR_END, tarPadding } from "../../../formats/tar/index.ts";
+import { ESTARGZ_FOOTER_SIZE, TocAnnotation } from "../../../formats/toc/index.ts";
+import { encodeEstargzFooter, memorySpool } from "../../../formats/toc/writing.ts";
 import { ZstdChunkedWriter } from "../../../formats/zstd-chunked/index.ts";
-import { type ImageSource, parseReference } from "../../../oci/index.ts";
+import { type DiffId, type ImageSource, parseReference } from "../../../oci/index.ts";
 import { RegistryClient } from "../../../registry/index.ts";
 import { FAST_RETRY } from "../../../registry/testing/fixtures.ts";
 import { parts } from "../../../registry/testing/parts.ts";
 import type { ScriptedServer, Step, Stored } from "../../../registry/testing/scripted-server.ts";
-import type { Store } from "../../../store/index.ts";
+import type { Store, StoreOperation } from "../../../store/index.ts";
 import { CONFIG_TYPE, MANIFEST_TYPE, sha256 } from "../../../store/testing/fixtures.ts";
 import { openOrigin } from "../../origin.ts";
 import { type PullResult, pullImage } from "../../pull.ts";
@@ -160,26 +162,52 @@ export function askedBytes(server: ScriptedServer, blob: Stored): number {
 /** Everything that a layer's index says, in an order that does not depend on where contents lie. */
 export function layerIndexOf(store: Store, name: string): string[][] {
   using operation = store.begin(`read ${name}`);
-  return store.manifestsOf(name)[0]!.layers.map(({ diffId }) => {
-    using tree = operation.openLayer(operation.getLayer(diffId));
-    const { reader } = tree;
-    const lines: string[] = [];
-    const links = new Map<number, string>();
-    for (const { path, inode } of reader.walk()) {
-      const first = links.get(inode.nid);
-      if (first !== undefined) {
-        lines.push(`${displayBytes(path)} = ${first}`);
-        continue;
-      }
-      links.set(inode.nid, displayBytes(path));
-      const { mode, uid, gid, size, links: count, mtimeSeconds, mtimeNanoseconds, rdevMajor, rdevMinor } = inode;
-      const numbers = [mode, uid, gid, size, count, mtimeSeconds, mtimeNanoseconds, rdevMajor, rdevMinor].join(" ");
-      const xattrs = reader.xattrs(inode).map(({ name: key, value }) => `${displayBytes(key)}=${displayBytes(value)}`);
-      const hash = createHash("sha256");
-      const isFile = (mode & 0o170000) === 0o100000;
-      for (let at = 0; isFile && at < size; at += 1 << 20) hash.update(reader.read(inode, at, 1 << 20));
-      lines.push(`${displayBytes(path)} ${numbers} ${xattrs.join(",")} ${hash.digest("hex")}`);
+  return store.manifestsOf(name)[0]!.layers.map(({ diffId }) => treeIndexOf(operation, diffId));
+}
+
+export function treeIndexOf(operation: StoreOperation, diffId: DiffId): string[] {
+  using tree = operation.openLayer(operation.getLayer(diffId));
+  const { reader } = tree;
+  const lines: string[] = [];
+  const links = new Map<number, string>();
+  for (const { path, inode } of reader.walk()) {
+    const first = links.get(inode.nid);
+    if (first !== undefined) {
+      lines.push(`${displayBytes(path)} = ${first}`);
+      continue;
     }
-    return lines;
+    links.set(inode.nid, displayBytes(path));
+    const { mode, uid, gid, size, links: count, mtimeSeconds, mtimeNanoseconds, rdevMajor, rdevMinor } = inode;
+    const numbers = [mode, uid, gid, size, count, mtimeSeconds, mtimeNanoseconds, rdevMajor, rdevMinor].join(" ");
+    const xattrs = reader.xattrs(inode).map(({ name: key, value }) => `${displayBytes(key)}=${displayBytes(value)}`);
+    const hash = createHash("sha256");
+    const isFile = (mode & 0o170000) === 0o100000;
+    for (let at = 0; isFile && at < size; at += 1 << 20) hash.update(reader.read(inode, at, 1 << 20));
+    lines.push(`${displayBytes(path)} ${numbers} ${xattrs.join(",")} ${hash.digest("hex")}`);
+  }
+  return lines;
+}
+
+/** An entry of a TOC as it is written. */
+export type TocJson = Record<string, string | number | undefined>;
+
+/** The same tar but for the TOC in it, changed, and everything around it made right again. */
+export function withToc(layer: ChunkedLayer, change: (entries: TocJson[]) => void): ChunkedLayer {
+  const { blob, tocOffset } = layer;
+  const member = gunzipSync(blob.subarray(tocOffset));
+  const size = Number.parseInt(member.toString("latin1", 124, 135), 8);
+  const toc = JSON.parse(member.toString("utf8", 512, 512 + size)) as { entries: TocJson[] };
+  change(toc.entries);
+  const json = Buffer.from(JSON.stringify(toc));
+  const header = encodeTarHeader({
+    ...{ type: "file", path: "stargz.index.json", linkTarget: "", mode: 0, uid: 0, gid: 0, size: json.length },
+    ...{ mtimeSeconds: 0, mtimeNanoseconds: 0, rdevMajor: 0, rdevMinor: 0, xattrs: [] },
   });
+  const end = gzipSync(Buffer.concat([header, json, tarPadding(json.length), TAR_END]));
+  const whole = Buffer.concat([blob.subarray(0, tocOffset), end, encodeEstargzFooter(tocOffset)]);
+  return estargzBlob(
+    whole,
+    { ...layer.annotations, [TocAnnotation.ESTARGZ_DIGEST]: `sha256:${sha256(json)}` },
+    `sha256:${sha256(gunzipSync(whole))}`,
+  );
 }
