@@ -17,8 +17,9 @@ layout (oci:DIR:tag) or a docker archive (docker-archive:FILE). Every layer is v
 pass; a layer that is already stored is not fetched, and a file that is already stored is not stored again. An
 interrupted download goes on where it stopped. When the command has ended, the image is complete and durable.
 
-Of a layer in zstd:chunked form, only the chunks that the store does not have are fetched (docs/partial.md). With
---dry-run nothing else is fetched than its table of contents, and what a pull would do is printed.
+Of a layer in zstd:chunked or eStargz form, only the chunks that the store does not have are fetched (docs/partial.md).
+With --dry-run nothing else is fetched than its table of contents, and what a pull would do is printed. An eStargz layer in
+parts is verified by its table of contents instead of its diffID, and marked so; --whole has the diffID computed.
 
 Credentials are read from the docker configuration, including its credential helpers; mirrors from hosts.toml files as
 containerd reads them.
