@@ -34,8 +34,13 @@ export class Converter {
   add(id: number): void {
     if (this.#stop.signal.aborted) return;
     this.#queue.push(id);
+    this.#start();
+  }
+
+  #start(): void {
     this.#running ??= this.#run().finally(() => {
       this.#running = undefined;
+      if (this.#queue.length > 0) this.#start(); // came between the loop's last look and now
     });
   }
 

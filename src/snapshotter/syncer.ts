@@ -29,6 +29,7 @@ export class Syncer {
     this.#wanted = true;
     this.#running ??= this.#run().finally(() => {
       this.#running = undefined;
+      if (this.#wanted) this.request(); // came between the loop's last look and now
     });
   }
 
