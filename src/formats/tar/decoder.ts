@@ -32,6 +32,14 @@ const PARTS: Readonly<Record<State, string>> = {
   closed: "tar",
 };
 
+export interface TarDecoderOptions extends Partial<TarLimits> {
+  /**
+   * The tar may end within the padding of its last file, as layers of `umoci insert` (0.4.7) do, and as Go takes for the end. Only
+   * where a digest vouches for the whole: else such an end may be a cut. False unless given.
+   */
+  readonly mayLackPadding?: boolean;
+}
+
 /**
  * Push decoder: give it the tar by `write`, then call `end`. See index.ts for what it accepts. Throws FormatError at the
  * first byte that can't be meant; a decoder that has thrown is not used any more. Holds at most one block, one extended
@@ -40,6 +48,7 @@ const PARTS: Readonly<Record<State, string>> = {
 export class TarDecoder {
   readonly #sink: TarSink;
   readonly #limits: TarLimits;
+  readonly #mayLackPadding: boolean;
   #state: State = "header";
   /** Bytes of the tar before the current chunk. */
   #base = 0;
@@ -63,8 +72,10 @@ export class TarDecoder {
   #mapReader: SparseMapReader | undefined;
   #path: ByteString | undefined;
 
-  constructor(sink: TarSink, limits: Partial<TarLimits> = {}) {
+  constructor(sink: TarSink, options: TarDecoderOptions = {}) {
+    const { mayLackPadding = false, ...limits } = options;
     this.#sink = sink;
+    this.#mayLackPadding = mayLackPadding;
     this.#limits = { ...DEFAULT_TAR_LIMITS, ...limits };
     this.#said = new ExtendedHeaders(this.#limits);
   }
@@ -114,7 +125,7 @@ export class TarDecoder {
     if (this.#remaining === 0) this.#finishEntry();
   }
 
-  /** The tar is complete: FormatError unless it ends behind an entry, its padding or not, or after the end-of-archive blocks. */
+  /** The tar is complete: FormatError unless it ends at an entry's end or after the end-of-archive blocks. */
   end(): void {
     const state = this.#state;
     this.#state = "closed";
@@ -125,8 +136,8 @@ export class TarDecoder {
       if (this.#said.firstOffset < 0) return;
       throw tarError("extended header", "the tar ends before its entry", this.#said.firstOffset);
     }
-    // `umoci insert` (0.4.7) leaves the padding of the last file off, and Go takes that for the end.
-    if (state === "skip" && this.#remaining <= this.#padding && this.#said.firstOffset < 0) return;
+    const inPadding = state === "skip" && this.#remaining <= this.#padding && this.#said.firstOffset < 0;
+    if (inPadding && this.#mayLackPadding) return;
     throw tarError(PARTS[state], "is cut off: the tar ends inside it", this.#base, {
       path: state === "payload" ? this.#path : undefined,
     });

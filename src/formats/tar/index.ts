@@ -26,7 +26,7 @@
  * | GNU D | a directory; its list of names goes to `raw` |
  * | GNU V | a label: goes to `raw`, no entry |
  * | GNU M and N, Solaris A and E, unknown types | refused |
- * | end | two zero blocks, one at the end of the stream, or the end of the stream after an entry, with its padding or without all of it; an empty stream is an empty archive; zeros may follow two zero blocks, anything else is refused |
+ * | end | two zero blocks, one at the end of the stream, or the end of the stream after an entry and its padding (or within that, with `mayLackPadding`); an empty stream is an empty archive; zeros may follow two zero blocks, anything else is refused |
  */
 export { TarDecoder } from "./decoder.ts";
 export { encodeTarHeader, TAR_END, type TarPlace, tarHeaderLength, tarPadding } from "./encoder.ts";

@@ -1,9 +1,8 @@
 /** For tests of this and other modules: decodes a whole tar into values, and makes tars from descriptions. Pure. */
-import { TarDecoder } from "./decoder.ts";
+import { TarDecoder, type TarDecoderOptions } from "./decoder.ts";
 import { encodeTarHeader, TAR_END, tarPadding } from "./encoder.ts";
 import type { TarEntry, TarHeader } from "./entry.ts";
 import { checksum, FIELDS } from "./header.ts";
-import type { TarLimits } from "./limits.ts";
 
 export interface DecodedEntry extends TarEntry {
   readonly payload: Buffer;
@@ -18,7 +17,7 @@ export interface DecodedTar {
 }
 
 /** Decodes chunks and checks the order of calls that TarSink promises. */
-export function decodeTar(chunks: readonly Uint8Array[], limits?: Partial<TarLimits>): DecodedTar {
+export function decodeTar(chunks: readonly Uint8Array[], options?: TarDecoderOptions): DecodedTar {
   const entries: DecodedEntry[] = [];
   const raw: Buffer[] = [];
   const all: Buffer[] = [];
@@ -44,7 +43,7 @@ export function decodeTar(chunks: readonly Uint8Array[], limits?: Partial<TarLim
         open = undefined;
       },
     },
-    limits,
+    options,
   );
   for (const chunk of chunks) decoder.write(chunk);
   decoder.end();

@@ -75,6 +75,10 @@ describe("StoreOperation.ingest()", () => {
     ]);
   const layers: Readonly<Record<string, Buffer>> = {
     "of nothing": tar({}),
+    "without its last padding (umoci insert)": tar({ a: noise(5000, "a"), b: noise(5001, "b") }).subarray(
+      0,
+      512 + 5120 + 512 + 5001,
+    ),
     "of empty files only": tar({ a: "", b: Buffer.alloc(0) }),
     "of one empty file after inline ones that fill a piece": tar({
       ...Object.fromEntries(Array.from({ length: 512 }, (_, i) => [`f${i}`, noise(2048, i)])),

@@ -100,7 +100,11 @@ async function ingest(
     job.deduplicate ? storeDedupeIndex(database) : NO_DEDUPE,
     randomBytes(4).readUInt32LE(),
   );
-  const decoder = new TarDecoder(job.form === "archive" ? new ArchiveSplitter(writer) : writer);
+  // a layer is held against its digests
+  const decoder =
+    job.form === "archive"
+      ? new TarDecoder(new ArchiveSplitter(writer))
+      : new TarDecoder(writer, { mayLackPadding: job.digest !== undefined || job.diffId !== undefined });
 
   const feed = readFeed(job.feed, signal);
   const first = await feed.next();
