@@ -144,6 +144,24 @@ test("SHALE_CRASH_AT counts over the threads of a process", () =>
     assert.equal(readFileSync(record, "utf8"), "main\t\na\t\nb\t\na\t\nb\t\n");
   }));
 
+test("SHALE_CRASH_FROM: points before the file is there are neither recorded nor counted", () =>
+  withTemporaryDirectory(async (directory) => {
+    const [from, record] = [join(directory, "from"), join(directory, "points")];
+    const source = `
+      import { crashPoint } from ${moduleUrl("effects.ts")};
+      import { writeFileSync, writeSync } from "node:fs";
+      for (const name of ["start", "a", "a"]) crashPoint(name);
+      writeFileSync(${JSON.stringify(from)}, "");
+      crashPoint("a");
+      writeSync(1, "past the first\\n");
+      crashPoint("a");`;
+    const env = { SHALE_CRASH_FROM: from, SHALE_CRASH_RECORD: record, SHALE_CRASH_AT: "a#2" };
+    await using child = new Child(source, env);
+    assert.equal(await child.line(), "past the first");
+    assert.equal((await child.ended).signal, "SIGKILL");
+    assert.equal(readFileSync(record, "utf8"), "a\t\na\t\n");
+  }));
+
 test("crashPoint() does nothing when nothing is switched on", () => {
   crashPoint("nothing");
 });

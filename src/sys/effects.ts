@@ -8,6 +8,8 @@
  *   SHALE_CRASH_RECORD=FILE             appends one line per crash point: its name, a tab, the path
  *   SHALE_CRASH_AT=N | NAME[#K]         SIGKILL to this process at its N-th crash point, or at the K-th (first) of that
  *                                       name, before the operation is run
+ *   SHALE_CRASH_FROM=FILE               points are neither recorded nor counted until FILE is there: what a process does to
+ *                                       start, which differs from one time to the next, shifts no K
  *   SHALE_EFFECTS_LOG=DIR               appends every effect with its data to DIR/effects.log, for `testing/power-loss.ts`
  *
  * Every effect (not: reading) is a crash point named by its kind; store code adds its own with {@link crashPoint}. Counts
@@ -93,6 +95,8 @@ interface Hooks {
   readonly faults: ArmedFault[];
   readonly record: string | undefined;
   readonly crashAt: { readonly name: string | undefined; readonly count: number } | undefined;
+  /** Points count from when this file is there. */
+  readonly from: string | undefined;
   readonly logFd: number | undefined;
   readonly counters: Int32Array;
 }
@@ -159,7 +163,11 @@ export function recordDatabaseCommit(paths: readonly string[]): void {
 /** Arms a fault in this thread; dispose of the result to disarm it. */
 export function injectFault(fault: Fault): Disposable {
   const armed: ArmedFault = { ...fault, seen: new Int32Array(1), slot: 0 };
-  hooks ??= { faults: [], record: undefined, crashAt: undefined, logFd: undefined, counters: new Int32Array(SLOTS) };
+  hooks ??= {
+    faults: [],
+    ...{ record: undefined, crashAt: undefined, from: undefined, logFd: undefined },
+    counters: new Int32Array(SLOTS),
+  };
   const own = hooks;
   own.faults.push(armed);
   return {
@@ -179,6 +187,7 @@ export function recordEffects(directory: string): Disposable {
     faults: before?.faults ?? [],
     record: before?.record,
     crashAt: before?.crashAt,
+    from: before?.from,
     logFd,
     counters: before?.counters ?? new Int32Array(SLOTS),
   };
@@ -209,6 +218,8 @@ function intercepted<T>(own: Hooks, kind: EffectKind, target: string | number, r
 }
 
 function reach(own: Hooks, name: string, path: string): void {
+  if (own.record === undefined && own.crashAt === undefined) return;
+  if (own.from !== undefined && !existsSync(own.from)) return;
   if (own.record !== undefined) {
     const fd = openSync(own.record, "a");
     writeSync(fd, `${name}\t${path}\n`);
@@ -278,12 +289,14 @@ function openLog(directory: string): number {
 
 function fromEnvironment(env: NodeJS.ProcessEnv): Hooks | undefined {
   const { SHALE_FAULT: fault, SHALE_CRASH_RECORD: record, SHALE_CRASH_AT: crashAt, SHALE_EFFECTS_LOG: log } = env;
+  const from = env.SHALE_CRASH_FROM;
   if (!fault && !record && !crashAt && !log) return undefined;
   const counters = sharedCounters();
   return {
     faults: fault ? fault.split(",").map((text, i) => parseFault(text, counters, FIRST_FAULT_SLOT + i)) : [],
     record: record || undefined,
     crashAt: crashAt ? parseCrashAt(crashAt) : undefined,
+    from: from || undefined,
     logFd: log ? openLog(log) : undefined,
     counters,
   };

@@ -67,21 +67,30 @@ async function undo(machine: Machine, name: string): Promise<void> {
 
 let counter = 0;
 
+/**
+ * Starts the daemon; its crash points are recorded, or killed at, from here on: what the start itself passes depends on what the
+ * last daemon left, and would shift the number of every later point. (Those of the start are the crash tests' of the store.)
+ */
+async function startWithPoints(machine: Machine, env: Readonly<Record<string, string>>): Promise<void> {
+  const mark = join(machine.directory, "from-here");
+  rmSync(mark, { force: true });
+  await machine.stopDaemon();
+  await machine.startDaemon({ ...env, SHALE_CRASH_FROM: mark });
+  writeFileSync(mark, "");
+}
+
 /** The crash points that `work` passes, in their order, as NAME#K. */
 async function record(machine: Machine, image: Pushed): Promise<string[]> {
   const log = join(machine.directory, "points");
-  await machine.stopDaemon();
-  await machine.startDaemon({ SHALE_CRASH_RECORD: log });
-  const skip = existsSync(log) ? statSync(log).size : 0; // those of the start are the crash tests' of the store
+  await startWithPoints(machine, { SHALE_CRASH_RECORD: log });
   await work(machine, image);
   const seen = new Map<string, number>();
   const points: string[] = [];
-  let at = 0;
   for (const line of readFileSync(log, "utf8").split("\n")) {
     const name = line.slice(0, line.indexOf("\t"));
-    at += line.length + 1;
+    if (name === "") continue;
     seen.set(name, (seen.get(name) ?? 0) + 1);
-    if (name !== "" && at > skip) points.push(`${name}#${seen.get(name)}`);
+    points.push(`${name}#${seen.get(name)}`);
   }
   await machine.stopDaemon();
   await machine.startDaemon({});
@@ -111,21 +120,19 @@ for (const way of WAYS) {
     const chosen = KILLS === "all" ? points : draw(points, Number(KILLS));
     t.diagnostic(`SHALE_CHAOS_SEED=${SEED}: ${chosen.join(" ")}`);
     let killed = 0;
+    const missed: string[] = [];
     for (const point of chosen) {
-      await machine.stopDaemon();
-      await machine.startDaemon({ SHALE_CRASH_AT: point });
+      await startWithPoints(machine, { SHALE_CRASH_AT: point });
       const failure = await work(machine, changed).then(
         () => undefined,
         (error: unknown) => error,
       );
       if (failure !== undefined) assert.equal(await endOf(machine), "SIGKILL", `${point}: ${String(failure)}`);
-      if (machine.daemon.running) {
-        await machine.stopDaemon(); // Not passed this time: threads have their own order.
-      } else {
+      await machine.stopDaemon(); // What goes on in the background may come to the point only now.
+      if ((await machine.daemon.ended) === "SIGKILL") {
         killed++;
         covered.add(nameOf(point));
-        assert.equal(await machine.daemon.ended, "SIGKILL", point);
-      }
+      } else missed.push(point); // threads and timers have their own order
       await machine.startDaemon({});
       await undo(machine, changed.name);
       await work(machine, changed).catch((error: unknown) => {
@@ -135,8 +142,8 @@ for (const way of WAYS) {
         await machine.shale("gc");
       assert.deepEqual(inventory(machine), expected, point);
     }
-    t.diagnostic(`killed at ${killed} of the ${points.length} points that are passed`);
-    assert.ok(killed > 0, `none of ${chosen.join()} was passed again`);
+    t.diagnostic(`killed at ${killed} of ${chosen.length}, drawn of ${points.length}; not passed: ${missed.join(" ")}`);
+    assert.ok(killed * 2 > chosen.length, `most of ${chosen.join()} were not passed again: ${missed.join()}`);
     await witness.assertWell();
     await witness.end();
     await machine.removeEverything();
