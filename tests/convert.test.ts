@@ -4,9 +4,8 @@
  * vectors there are skopeo's.
  */
 import assert from "node:assert/strict";
-import { execFile, spawn } from "node:child_process";
-import { once } from "node:events";
-import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { execFile } from "node:child_process";
+import { cpSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
@@ -36,6 +35,7 @@ import {
   writeImage,
 } from "../src/store/testing/fixtures.ts";
 import { injectFault } from "../src/sys/index.ts";
+import { startContainerd } from "./peers/containerd.ts";
 
 const run = promisify(execFile);
 const APP = "docker.io/library/app:1";
@@ -430,43 +430,3 @@ test("shale convert writes what it says, and warns of a layer without a table", 
     await assert.rejects(shale("-o", "-"), { code: 2 });
     await assert.rejects(shale(), { code: 2 });
   }));
-
-interface Containerd extends AsyncDisposable {
-  /** ctr-remote, which is ctr with more commands. */
-  ctr(...args: string[]): Promise<string>;
-}
-
-async function startContainerd(directory: string): Promise<Containerd> {
-  mkdirSync(directory);
-  const path = (name: string) => join(directory, name);
-  const disabled = [
-    "grpc.v1.cri",
-    "snapshotter.v1.aufs",
-    "snapshotter.v1.btrfs",
-    "snapshotter.v1.devmapper",
-    "snapshotter.v1.zfs",
-  ];
-  writeFileSync(
-    path("config.toml"),
-    `version = 2\nroot = "${path("root")}"\nstate = "${path("state")}"\n` +
-      `disabled_plugins = ${JSON.stringify(disabled.map((name) => `io.containerd.${name}`))}\n` +
-      `[grpc]\naddress = "${path("c.sock")}"\n[ttrpc]\naddress = "${path("t.sock")}"\n`,
-  );
-  const child = spawn("containerd", ["-c", path("config.toml"), "-l", "error"], { stdio: "ignore" });
-  const exited = once(child, "exit");
-  const ctr = async (...args: string[]) => (await run("ctr-remote", ["-a", path("c.sock"), ...args])).stdout;
-  const end = async () => {
-    child.kill("SIGKILL");
-    await exited;
-  };
-  for (let tries = 0; ; tries++) {
-    try {
-      await ctr("version");
-      return { ctr, [Symbol.asyncDispose]: end };
-    } catch (error) {
-      if (tries < 100 && child.exitCode === null) continue; // its socket is not there yet
-      await end();
-      throw error;
-    }
-  }
-}

@@ -8,8 +8,8 @@
 import { randomBytes } from "node:crypto";
 import { join, resolve } from "node:path";
 import { ShaleError } from "../errors/index.ts";
-import { chainIdOf, digestHex } from "../oci/index.ts";
-import type { ImageFiles, MountRecord, Store, StoreOperation } from "../store/index.ts";
+import { type ChainId, chainIdOf, type DiffId, digestHex } from "../oci/index.ts";
+import { type ImageFiles, isTocIdentity, type MountRecord, type Store, type StoreOperation } from "../store/index.ts";
 import {
   acquireLock,
   bindMount,
@@ -232,11 +232,16 @@ function ensureBases(operation: StoreOperation, record: MountRecord): string[] {
 }
 
 /** What `baseNames` makes; mounts that snapshots stand on have numbers. */
-const BASE_NAME = /^[ml]-/;
+const BASE_NAME = /^t?[ml]-/;
 
 function baseNames(record: Pick<MountRecord, "mode" | "diffIds">): string[] {
-  if (record.mode === "merged") return [`m-${digestHex(chainIdOf(record.diffIds)).slice(0, NAME_DIGITS)}`];
-  return record.diffIds.map((diffId) => `l-${digestHex(diffId).slice(0, NAME_DIGITS)}`);
+  if (record.mode === "merged") return [baseName("m", chainIdOf(record.diffIds))];
+  return record.diffIds.map((diffId) => baseName("l", diffId));
+}
+
+/** "t": of a layer that is verified by its TOC, whose digits could be those of a diffId. */
+function baseName(kind: "m" | "l", id: ChainId | DiffId): string {
+  return `${isTocIdentity(id) ? "t" : ""}${kind}-${digestHex(id).slice(0, NAME_DIGITS)}`;
 }
 
 function ensureBase(path: string, files: () => ImageFiles): string {

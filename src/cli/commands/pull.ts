@@ -4,6 +4,7 @@ import type { PullResult } from "../../images/pull.ts";
 import { defineCommand } from "../command.ts";
 import { countOf, formatBytes, formatCount, formatDuration, shortDigest } from "../format.ts";
 import { singleLine } from "../../log/index.ts";
+import { isTocIdentity } from "../../store/index.ts";
 import { formatJson } from "../output.ts";
 import { PLATFORM, REGISTRY } from "./options.ts";
 import { openStore } from "./store-access.ts";
@@ -115,7 +116,10 @@ export interface PulledImage {
   readonly digest: string;
   readonly manifests: readonly { readonly digest: string; readonly platform: string }[];
   readonly layers: readonly {
+    /** As the image's config names it. */
     readonly diffId: string;
+    /** "toc": nobody has computed the diffId; the contents are those of the layer's table of contents. */
+    readonly verifiedBy: "diffId" | "toc";
     /** Of the blob that the origin has; absent where only the tar's own digest is known. */
     readonly digest: string | undefined;
     readonly state: "fetched" | "present" | "shared";
@@ -134,6 +138,7 @@ export interface PulledImage {
 export function describePull(result: PullResult, elapsedMs: number): PulledImage {
   const layers = result.layers.map(({ diffId, digest, state, size, received, record, parts }) => ({
     diffId,
+    verifiedBy: isTocIdentity(record.diffId) ? ("toc" as const) : ("diffId" as const),
     digest,
     state,
     size,

@@ -23,7 +23,10 @@ const DIGEST = `sha256:${"ab".repeat(32)}` as ImageSummary["digest"];
 const TIME = new Date("2026-01-02T03:04:05Z");
 
 describe("formatPull()", () => {
-  const layer = { diffId: DIGEST, digest: DIGEST, size: 5, received: 5, reused: undefined, stored: 7 };
+  const layer = {
+    ...{ diffId: DIGEST, verifiedBy: "diffId" as const, digest: DIGEST },
+    ...{ size: 5, received: 5, reused: undefined, stored: 7 },
+  };
   const image = (states: readonly PulledImage["layers"][number]["state"][]): PulledImage => ({
     name: "docker.io/library/app:1",
     digest: DIGEST,

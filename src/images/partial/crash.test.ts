@@ -40,7 +40,7 @@ const FORMATS = [
 ] as const;
 
 for (const { name: format, make, effects, verify } of FORMATS)
-  test(`a SIGKILL at each kind of crash point of a pull in parts (${format})`, { timeout: 240_000 }, () =>
+  test(`a SIGKILL at each kind of crash point of a pull in parts (${format})`, () =>
     withTemporaryDirectory(async (directory) => {
       await using server = await startScriptedServer();
       const [first, second] = await Promise.all([make(tar(FIRST)), make(tar(SECOND))]);
@@ -83,5 +83,4 @@ for (const { name: format, make, effects, verify } of FORMATS)
         });
         rmSync(root, { recursive: true });
       });
-    }),
-  );
+    }));
