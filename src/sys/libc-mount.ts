@@ -94,27 +94,20 @@ export const MS_PRIVATE = 1 << 18;
 
 /** mount_setattr(2) on a mount's fd: attributes to set and clear, and the propagation (0 leaves it). Linux 5.12. */
 export function mountSetAttributes(mountFd: number, set: number, clear: number, propagation = 0): void {
-  const AT_EMPTY_PATH = 0x1000;
-  const attributes = BigInt64Array.of(BigInt(set), BigInt(clear), BigInt(propagation), 0n); // struct mount_attr
-  call(
-    "int64_t syscall(int64_t, int64_t, const void *, int64_t, void *, int64_t)",
-    "mount_setattr",
-    undefined,
-    SYS.mount_setattr,
-    mountFd,
-    cString("", "mount_setattr"),
-    AT_EMPTY_PATH,
-    attributes,
-    attributes.byteLength,
-  );
+  setAttributes(mountFd, BigInt64Array.of(BigInt(set), BigInt(clear), BigInt(propagation), 0n));
 }
 
 const MOUNT_ATTR_IDMAP = 0x00100000;
 
 /** mount_setattr(2) with MOUNT_ATTR_IDMAP on a detached mount's fd. EINVAL where the file system can't; Linux 5.12. */
 export function mountSetIdMap(mountFd: number, userNamespaceFd: number): void {
-  const AT_EMPTY_PATH = 0x1000;
-  const attributes = BigInt64Array.of(BigInt(MOUNT_ATTR_IDMAP), 0n, 0n, BigInt(userNamespaceFd)); // struct mount_attr
+  setAttributes(mountFd, BigInt64Array.of(BigInt(MOUNT_ATTR_IDMAP), 0n, 0n, BigInt(userNamespaceFd)));
+}
+
+const AT_EMPTY_PATH = 0x1000;
+
+/** `attributes` is struct mount_attr (linux/mount.h): attr_set, attr_clr, propagation, userns_fd. */
+function setAttributes(mountFd: number, attributes: BigInt64Array): void {
   call(
     "int64_t syscall(int64_t, int64_t, const void *, int64_t, void *, int64_t)",
     "mount_setattr",
