@@ -173,6 +173,8 @@ const PUBLIC_FILES: Readonly<Record<string, string>> = {
   "store/clones.ts": "the threads of a checkout need nothing else of the store",
   "store/link-sources.ts": "the threads of a checkout need nothing else of the store",
   "store/ingest/serialize-error.ts": "errors across threads: a checkout has threads too",
+  "export/verity-file.ts":
+    "verity and verify hash any file: without images and stores, which take as long to load as a small file takes",
   "export/entries.ts": "rm asks what the cache of exports has, and makes none",
   "images/write-error.ts": "checkout: a full disk is told as in an export",
   "formats/toc/writing.ts": "the writers of blobs with a TOC",

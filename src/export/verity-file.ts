@@ -15,6 +15,9 @@ import {
   verifyImage,
   writeVerity,
 } from "./verity-image.ts";
+import { VerityThreads } from "./verity-threads.ts";
+
+export { parseRootHash, parseSalt, parseUuid } from "./derive.ts";
 
 export interface VerityRunning {
   readonly jobs?: number | undefined;
@@ -32,10 +35,11 @@ export async function verityOfFile(
   options: VerityRunning & { readonly append?: boolean; readonly output?: string } = {},
 ): Promise<VerityInfo> {
   const { append = false, output, signal, progress, jobs } = options;
+  using threads = new VerityThreads(jobs); // first: they start while the file and its tree's place are made ready
   const file = openRegular(path, append ? "read-write" : "read");
   try {
     const { size } = statFile(file);
-    const running = { jobs, signal, onHashed: progress?.advance };
+    const running = { threads, signal, onHashed: progress?.advance };
     progress?.step("hashing", size);
     if (append) return await appendDurably(file, size, parameters, running);
     if (output === undefined) return await writeVerity({ file, size }, undefined, parameters, running);

@@ -44,7 +44,7 @@ the superblock at --hash-offset.
   ],
   async run(context) {
     const { values, signal } = context;
-    const exports = await import("../../export/index.ts");
+    const exports = await import("../../export/verity-file.ts");
     const path = resolve(context.positionals[0]!);
     const meter = exportMeter(context.progress);
     try {

@@ -34,7 +34,7 @@ Unless given, salt and UUID are all zeros here: nothing is random, so that the s
     if (values.append && values.output !== undefined) {
       throw new UsageError("Cannot write the tree to two places", "use --output or --append");
     }
-    const exports = await import("../../export/index.ts");
+    const exports = await import("../../export/verity-file.ts");
     const path = resolve(context.positionals[0]!);
     const parameters = {
       dataBlockSize: values["block-size"],
