@@ -112,6 +112,9 @@ async function onLoopFile(
       peers.exec(["umoci", "raw", "unpack", "--image", "/share/layout:node", peers.inside(target)], { signal }),
     );
     await measure("shale, by copy", own("copy"));
+    await measure("bare: cp -a of a checkout", (target) =>
+      run(["cp", "-a", "--reflink=never", first, target], { signal }),
+    );
     await measure("tar x, of gzip", unpack(layers, "-xzf"));
     await measure(`shale, by ${link}`, own(link));
     await measure("tar x, of plain tars", unpack(tars, "-xf"));
