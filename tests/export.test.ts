@@ -23,6 +23,7 @@ import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import { ShaleError } from "../src/errors/index.ts";
 import {
+  chainManifest,
   type DiskOptions,
   collectExports,
   ExportCache,
@@ -670,6 +671,33 @@ describe("the cache of exports", () => {
     const { stdout } = shaleAt(root, "rm", "--gc", ...names);
     assert.match(stdout, /1 export \(/);
     assert.doesNotMatch(stdout, /shale gc frees/);
+    assert.deepEqual(readdirSync(join(root, "exports")), []);
+  });
+
+  test("of a chain of layers goes with them, and a dry run foresees it", async () => {
+    const root = join(directory("cache-chain"), "store");
+    const { store: own, manifest: its, name } = await openStoreWithImage(root, layout);
+    try {
+      using operation = own.begin("test of the cache");
+      const chain = chainManifest(
+        operation,
+        its.layers.map(({ diffId }) => diffId),
+      );
+      await new ExportCache(own).ensureDisk(operation, { manifest: chain, layer: undefined }, {});
+    } finally {
+      await own.close();
+    }
+    const exportsOf = (...words: string[]) =>
+      JSON.parse(shaleAt(root, "gc", "--json", ...words).stdout).items.filter(
+        ({ kind }: { kind: string }) => kind === "export",
+      );
+    assert.deepEqual(exportsOf("--dry-run"), []);
+    assert.equal(shaleAt(root, "rm", name).status, 0);
+    const foreseen = exportsOf("--dry-run");
+    assert.equal(foreseen.length, 1);
+    assert.equal(foreseen[0].why, "a layer of it is gone");
+    assert.equal(readdirSync(join(root, "exports")).length, 1);
+    assert.deepEqual(exportsOf(), foreseen);
     assert.deepEqual(readdirSync(join(root, "exports")), []);
   });
 

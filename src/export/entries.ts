@@ -62,18 +62,33 @@ export function listExports(store: Store): CachedExport[] {
   });
 }
 
-/** Whether an image, or all layers of its chain, are still there. */
-export function isNeeded(store: Store, { manifest, chain }: Pick<CachedExport, "manifest" | "chain">): boolean {
-  if (chain !== undefined) return chain.every((diffId) => store.findLayer(diffId) !== undefined);
+/** Whether an image, or all layers of its chain, are still there. `dying`: ids of layers that count as gone. */
+export function isNeeded(
+  store: Store,
+  { manifest, chain }: Pick<CachedExport, "manifest" | "chain">,
+  dying: ReadonlySet<string> = new Set(),
+): boolean {
+  if (chain !== undefined) {
+    return chain.every((diffId) => {
+      const layer = store.findLayer(diffId);
+      return layer !== undefined && !dying.has(layer.id);
+    });
+  }
   return store.findImagesByDigest(manifest).length > 0;
 }
 
-/** Removes entries that nothing needs, and what killed exports left. Answers what went, or would go. */
-export function collectExports(store: Store, options: { readonly dryRun?: boolean } = {}): UnusedExport[] {
+/**
+ * Removes entries that nothing needs, and what killed exports left. Answers what went or, with `dryRun`, what would go once the
+ * layers with the ids `dying` are gone.
+ */
+export function collectExports(
+  store: Store,
+  options: { readonly dryRun?: boolean; readonly dying?: ReadonlySet<string> } = {},
+): UnusedExport[] {
   const directory = cacheDirectory(store);
   const removed = entryNames(store).flatMap((id): UnusedExport[] => {
     const lock = lockPath(join(directory, id, DISK));
-    if (options.dryRun === true) return isHeld(lock) ? [] : findUnused(store, id);
+    if (options.dryRun === true) return isHeld(lock) ? [] : findUnused(store, id, options.dying);
     if (findUnused(store, id).length === 0) return [];
     using held = tryLock(lock, { command: "collect garbage of exports" });
     if (held === undefined) return []; // it is being made
@@ -86,7 +101,7 @@ export function collectExports(store: Store, options: { readonly dryRun?: boolea
   return removed;
 }
 
-function findUnused(store: Store, id: string): UnusedExport[] {
+function findUnused(store: Store, id: string, dying?: ReadonlySet<string>): UnusedExport[] {
   const place = join(cacheDirectory(store), id);
   const path = join(place, DISK);
   const sidecar = findEntry(path);
@@ -95,7 +110,7 @@ function findUnused(store: Store, id: string): UnusedExport[] {
     return [{ id, allocated, why: "an export that did not end left it" }];
   }
   const entry = cachedExport(id, path, sidecar);
-  if (isNeeded(store, entry)) return [];
+  if (isNeeded(store, entry, dying)) return [];
   const why = entry.chain === undefined ? "no image has its manifest any more" : "a layer of it is gone";
   return [{ id, allocated: entry.allocated, why }];
 }

@@ -50,6 +50,8 @@ export interface GarbageItem {
     | "link sources"
     | "clones";
   readonly id: string;
+  /** Of a layer: which of those with this diffId, as in its record; a damaged one may go while another stays. */
+  readonly layerId?: string;
   /** Bytes on disk that go; for a layer its metadata (its blob is an item of its own). */
   readonly size: number;
   readonly why: string;
@@ -181,6 +183,7 @@ function collect(context: StoreContext, lease: Lease, now: number, signal: Abort
     postponed.push({
       kind: "layer",
       id: String(row.diff_id),
+      layerId: String(row.id),
       size: Number(row.metadata_bytes),
       why: "an operation under way may use it",
     });
@@ -236,6 +239,7 @@ function freeLayers(context: StoreContext, upTo: number, items: GarbageItem[]): 
     items.push({
       kind: "layer",
       id: String(row.diff_id),
+      layerId: String(row.id),
       size,
       why: row.damage === null ? "no image or snapshot has it" : "damaged and replaced",
     });
@@ -431,7 +435,7 @@ function dryRun(context: StoreContext, lease: Lease, now: number): GarbageReport
     const why = dead.layers.find((layer) => layer.id === id)?.why;
     if (row.condemned === null && why === undefined) continue;
     const size = allocatedBelow(layout.layerImage(id)) + allocatedBelow(layout.layerRecipe(id));
-    const item = { kind: "layer", id: String(row.diff_id), size } as const;
+    const item = { kind: "layer", id: String(row.diff_id), layerId: id, size } as const;
     if ((row.condemned === null ? epoch : Number(row.condemned)) > upTo) {
       postponed.push({ ...item, why: "an operation under way may use it" });
       continue;
