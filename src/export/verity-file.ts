@@ -15,6 +15,7 @@ import {
   verifyImage,
   writeVerity,
 } from "./verity-image.ts";
+import { SEGMENT_SIZE } from "./verity-segments.ts";
 import { VerityThreads } from "./verity-threads.ts";
 
 export { parseRootHash, parseSalt, parseUuid } from "./derive.ts";
@@ -35,10 +36,11 @@ export async function verityOfFile(
   options: VerityRunning & { readonly append?: boolean; readonly output?: string } = {},
 ): Promise<VerityInfo> {
   const { append = false, output, signal, progress, jobs } = options;
-  using threads = new VerityThreads(jobs); // first: they start while the file and its tree's place are made ready
   const file = openRegular(path, append ? "read-write" : "read");
   try {
     const { size } = statFile(file);
+    // They start while the place of the tree is made ready; with one segment there is nothing to share.
+    using threads = new VerityThreads(size > SEGMENT_SIZE ? jobs : 1);
     const running = { threads, signal, onHashed: progress?.advance };
     progress?.step("hashing", size);
     if (append) return await appendDurably(file, size, parameters, running);

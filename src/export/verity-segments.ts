@@ -8,7 +8,7 @@ import { readAt, writeAt } from "../sys/index.ts";
 import { type Assembly, AssemblyReader } from "./assembly.ts";
 
 /** About so much data is claimed at a time: small beside any file that is worth a second thread. */
-const SEGMENT_SIZE = 4 * 1024 * 1024;
+export const SEGMENT_SIZE = 4 * 1024 * 1024;
 /** Read and hashed while it is in the processor's cache. A multiple of every block size. */
 const PIECE_SIZE = 512 * 1024;
 /** {@link STOP} wakes nobody who waits for the head. */
