@@ -6,7 +6,7 @@ import { ShaleError } from "../errors/index.ts";
 import type { Digest } from "../oci/index.ts";
 import { withTemporaryDirectory } from "../sys/testing/filesystems.ts";
 import type { Store } from "./index.ts";
-import { collect, withStore } from "./testing/fixtures.ts";
+import { collect, pull, tar, withStore, writeImage } from "./testing/fixtures.ts";
 import { storeProcess } from "./testing/processes.ts";
 
 const DIGEST = `sha256:${"ab".repeat(32)}` as Digest;
@@ -121,6 +121,28 @@ describe("collectGarbage() of downloads", () => {
       assert.ok(existsSync(path));
       assert.equal(collect(store).freed, 8192);
       assert.deepEqual(readdirSync(join(store.root, "downloads")), []);
+    }));
+
+  test("removes at once what is left of a layer that is in the store", () =>
+    withTemporaryDirectory(async (directory) => {
+      const layout = join(directory, "layout");
+      writeImage(layout, "app", [tar({ file: "content" })]);
+      await withStore(join(directory, "store"), async (store) => {
+        await pull(store, layout, "app");
+        const { digest } = store.manifestsOf("app")[0]!.layers[0]!;
+        const path = join(store.root, "downloads", digest.replace(":", "-"));
+        writeFileSync(path, "x".repeat(5000)); // who committed the layer was killed before he removed it
+        writeFileSync(`${path}.ranges`, "");
+        const foreseen = collect(store, { dryRun: true }).items;
+        assert.deepEqual(foreseen, [{ kind: "download", id: path, size: 8192, why: "its layer is in the store" }]);
+        {
+          using operation = store.begin("pull");
+          using _ = await operation.download(digest, 10_000);
+          assert.deepEqual(collect(store).items, [], "held");
+        }
+        assert.equal(collect(store).items.length, 1);
+        assert.deepEqual(readdirSync(join(store.root, "downloads")), []);
+      });
     }));
 
   test("removes the lock file of a process that was killed after its download was done", () =>

@@ -26,6 +26,7 @@ import {
 } from "../sys/index.ts";
 import type { StoreContext } from "./context.ts";
 import { DownloadJournal } from "./download-journal.ts";
+import { diffIdsOfBlob } from "./images.ts";
 import { FeedProgress } from "./ingest/feed.ts";
 import type { FeedSource } from "./ingest/protocol.ts";
 
@@ -186,10 +187,15 @@ function journalOf(path: string): string {
 export interface StaleDownload {
   readonly path: string;
   readonly size: number;
+  readonly why: string;
 }
 
-/** Partial downloads that nobody holds and nobody continued for a day. With `remove`, they are removed. */
-export function staleDownloads({ layout }: StoreContext, now: number, remove: boolean): StaleDownload[] {
+/**
+ * Downloads that nobody holds and nobody will continue: their layer is in the store (who put it there was killed before he removed
+ * them), or a day has passed. With `remove`, they are removed.
+ */
+export function staleDownloads(context: StoreContext, now: number, remove: boolean): StaleDownload[] {
+  const { layout } = context;
   const stale: StaleDownload[] = [];
   const names = new Set(list(layout.downloads).map(({ name }) => name.replace(/\.(lock|ranges)$/, "")));
   for (const name of names) {
@@ -198,8 +204,14 @@ export function staleDownloads({ layout }: StoreContext, now: number, remove: bo
     if (lock === undefined) continue;
     try {
       const status = findFile(path);
-      if (status === undefined || now - Number(status.mtimeNs / 1_000_000n) < STALE_DOWNLOAD_MS) continue;
-      stale.push({ path, size: status.allocated });
+      if (status === undefined) continue;
+      const stored = diffIdsOfBlob(context, name.replace("-", ":") as Digest).length > 0;
+      if (!stored && now - Number(status.mtimeNs / 1_000_000n) < STALE_DOWNLOAD_MS) continue;
+      stale.push({
+        path,
+        size: status.allocated,
+        why: stored ? "its layer is in the store" : "not continued for a day",
+      });
       if (remove) {
         unlink(journalOf(path));
         unlink(path);

@@ -168,8 +168,8 @@ function collect(context: StoreContext, lease: Lease, now: number, signal: Abort
   const items: GarbageItem[] = [];
   const cleaned = recoverStaging(layout, database);
   if (cleaned > 0) items.push({ kind: "staging", id: `${cleaned} operations`, size: 0, why: "their processes died" });
-  for (const { path, size } of staleDownloads(context, now, true)) {
-    items.push({ kind: "download", id: path, size, why: "not continued for a day" });
+  for (const { path, size, why } of staleDownloads(context, now, true)) {
+    items.push({ kind: "download", id: path, size, why });
   }
 
   const epoch = condemn(context, livingLeases(layout, lease.id).ids);
@@ -422,8 +422,8 @@ function dryRun(context: StoreContext, lease: Lease, now: number): GarbageReport
   const { layout, database } = context;
   const items: GarbageItem[] = [];
   const postponed: GarbageItem[] = [];
-  for (const { path, size } of staleDownloads(context, now, false)) {
-    items.push({ kind: "download", id: path, size, why: "not continued for a day" });
+  for (const { path, size, why } of staleDownloads(context, now, false)) {
+    items.push({ kind: "download", id: path, size, why });
   }
   const { ids, oldestEpoch } = livingLeases(layout, lease.id);
   const dead = findDead(context, ids);
