@@ -25,6 +25,7 @@ import { ShaleError } from "../src/errors/index.ts";
 import {
   chainManifest,
   type DiskOptions,
+  collectAll,
   collectExports,
   ExportCache,
   encodeKataOption,
@@ -699,6 +700,28 @@ describe("the cache of exports", () => {
     assert.equal(readdirSync(join(root, "exports")).length, 1);
     assert.deepEqual(exportsOf(), foreseen);
     assert.deepEqual(readdirSync(join(root, "exports")), []);
+  });
+
+  test("of a chain whose layers wait for an older operation goes as a dry run foresees it", async () => {
+    const root = join(directory("cache-chain-held"), "store");
+    const { store: own, manifest: its, name } = await openStoreWithImage(root, layout);
+    try {
+      {
+        using operation = own.begin("test of the cache");
+        const diffIds = its.layers.map(({ diffId }) => diffId);
+        const manifest = chainManifest(operation, diffIds);
+        await new ExportCache(own).ensureDisk(operation, { manifest, layer: undefined }, {});
+      }
+      using _ = own.begin("older");
+      own.removeImage(name);
+      const exportsOf = async (dryRun: boolean) =>
+        (await collectAll(own, { dryRun })).items.filter(({ kind }) => kind === "export");
+      const foreseen = await exportsOf(true);
+      assert.equal(foreseen.length, 1);
+      assert.deepEqual(await exportsOf(false), foreseen);
+    } finally {
+      await own.close();
+    }
   });
 
   test("with a damaged entry is made anew, and is no error of df, rm or gc", async () => {

@@ -12,7 +12,8 @@ export async function collectAll(
   const dryRun = options.dryRun ?? false;
   if (!dryRun) await pruneMounts(store, operation, options.signal);
   const report = operation.collectGarbage(options);
-  const dying = new Set(report.items.flatMap(({ layerId }) => layerId ?? []));
+  // Those that wait for older operations are out of sight as well.
+  const dying = new Set([...report.items, ...report.postponed].flatMap(({ layerId }) => layerId ?? []));
   const exports = collectExports(store, { dryRun, dying }).map(({ id, allocated, why }): GarbageItem => {
     return { kind: "export", id, size: allocated, why };
   });
