@@ -675,25 +675,26 @@ describe("the cache of exports", () => {
     assert.deepEqual(readdirSync(join(root, "exports")), []);
   });
 
+  /** A store with the image, and the disk of its chain in the cache. */
+  async function storeWithChain(name: string) {
+    const root = join(directory(name), "store");
+    const opened = await openStoreWithImage(root, layout);
+    using operation = opened.store.begin("test of the cache");
+    const diffIds = opened.manifest.layers.map(({ diffId }) => diffId);
+    const source = { manifest: chainManifest(operation, diffIds), layer: undefined };
+    await new ExportCache(opened.store).ensureDisk(operation, source, {});
+    return { root, own: opened.store, image: opened.name };
+  }
+
   test("of a chain of layers goes with them, and a dry run foresees it", async () => {
-    const root = join(directory("cache-chain"), "store");
-    const { store: own, manifest: its, name } = await openStoreWithImage(root, layout);
-    try {
-      using operation = own.begin("test of the cache");
-      const chain = chainManifest(
-        operation,
-        its.layers.map(({ diffId }) => diffId),
-      );
-      await new ExportCache(own).ensureDisk(operation, { manifest: chain, layer: undefined }, {});
-    } finally {
-      await own.close();
-    }
+    const { root, own, image } = await storeWithChain("cache-chain");
+    await own.close();
     const exportsOf = (...words: string[]) =>
       JSON.parse(shaleAt(root, "gc", "--json", ...words).stdout).items.filter(
         ({ kind }: { kind: string }) => kind === "export",
       );
     assert.deepEqual(exportsOf("--dry-run"), []);
-    assert.equal(shaleAt(root, "rm", name).status, 0);
+    assert.equal(shaleAt(root, "rm", image).status, 0);
     const foreseen = exportsOf("--dry-run");
     assert.equal(foreseen.length, 1);
     assert.equal(foreseen[0].why, "a layer of it is gone");
@@ -703,17 +704,10 @@ describe("the cache of exports", () => {
   });
 
   test("of a chain whose layers wait for an older operation goes as a dry run foresees it", async () => {
-    const root = join(directory("cache-chain-held"), "store");
-    const { store: own, manifest: its, name } = await openStoreWithImage(root, layout);
+    const { own, image } = await storeWithChain("cache-chain-held");
     try {
-      {
-        using operation = own.begin("test of the cache");
-        const diffIds = its.layers.map(({ diffId }) => diffId);
-        const manifest = chainManifest(operation, diffIds);
-        await new ExportCache(own).ensureDisk(operation, { manifest, layer: undefined }, {});
-      }
       using _ = own.begin("older");
-      own.removeImage(name);
+      own.removeImage(image);
       const exportsOf = async (dryRun: boolean) =>
         (await collectAll(own, { dryRun })).items.filter(({ kind }) => kind === "export");
       const foreseen = await exportsOf(true);
