@@ -68,8 +68,9 @@ const MODULES: Readonly<Record<string, Rule>> = {
   },
   "formats/criu": { modules: BASE, packages: [], pure: true },
   oci: { modules: BASE, packages: ["node:crypto"], pure: true },
-  // formats/compression: isal.ts implements its InflateBackend with a library of the machine.
-  sys: { modules: [...BASE, "formats/compression"], packages: ["node:*", "koffi"] },
+  // isal.ts implements the InflateBackend of formats/compression with a library of the machine, openssl-sha256.ts the BlockDigests of
+  // formats/verity.
+  sys: { modules: [...BASE, "formats/compression", "formats/verity"], packages: ["node:*", "koffi"] },
   rpc: {
     modules: ["errors", "async", "sys"],
     packages: ["@grpc/grpc-js", "protobufjs", "node:net", "node:url"],
@@ -179,6 +180,7 @@ const PUBLIC_FILES: Readonly<Record<string, string>> = {
   "images/write-error.ts": "checkout: a full disk is told as in an export",
   "formats/toc/writing.ts": "the writers of blobs with a TOC",
   "sys/isal.ts": "the workers that inflate load that library, nothing else does",
+  "sys/openssl-sha256.ts": "the threads that hash blocks load that library, nothing else does",
   // images/ has a door for each operation, so that a command loads what it needs: half of the time of a short one is loading.
   "registry/log.ts": "who writes a log, without loading the client",
   "images/containerd-content.ts": "the daemon's differ",

@@ -5,6 +5,7 @@
 import { ShaleError } from "../errors/index.ts";
 import { BlockHasher, DIGEST_SIZE, planTree, type TreeShape, type VerityBlocks } from "../formats/verity/index.ts";
 import { readAt, writeAt } from "../sys/index.ts";
+import { loadBlockDigests } from "../sys/openssl-sha256.ts";
 import { type Assembly, AssemblyReader } from "./assembly.ts";
 
 /** About so much data is claimed at a time: small beside any file that is worth a second thread. */
@@ -65,8 +66,8 @@ export class SegmentRunner {
     this.#control = new BigInt64Array(job.control);
     this.#digests = Buffer.from(job.digests);
     this.#reader = new AssemblyReader(job.file, job.assembly);
-    this.#dataHasher = new BlockHasher(job.dataBlockSize, job.salt);
-    this.#hashHasher = new BlockHasher(job.hashBlockSize, job.salt);
+    this.#dataHasher = new BlockHasher(job.dataBlockSize, job.salt, loadBlockDigests());
+    this.#hashHasher = new BlockHasher(job.hashBlockSize, job.salt, loadBlockDigests());
     this.#segmentBlocks = segmentBlocks(this.#shape);
     this.#segments = segmentCount(this.#shape);
     this.#headSegments = Math.ceil(job.headSize / (this.#segmentBlocks * job.dataBlockSize));

@@ -1,30 +1,32 @@
 import { hash } from "node:crypto";
+import { DIGEST_SIZE } from "./shape.ts";
 
 const BLOCKS_A_WRITE = 128;
 
+/** A way to compute SHA-256 of many blocks: node:crypto here, or what the machine has. */
+export interface BlockDigests {
+  /** For blocks of one size that are hashed behind the same bytes. */
+  open(blockSize: number, prefix: Uint8Array): DigestBlocks;
+}
+
+/** Writes the digests of the `count` blocks of `data` from `offset` on, one after another, to `target` from `at`. */
+export type DigestBlocks = (data: Buffer, offset: number, count: number, target: Buffer, at: number) => void;
+
 /**
- * Digests of blocks: SHA-256 of salt and block (hash format 1 puts the salt first).
- *
- * One-shot hashing whose result goes through a latin1 string: 1.2 times as fast as one Buffer per block, 1.6 times as
- * createHash(), measured with 4 KiB blocks on Node 26.
+ * Digests of blocks: SHA-256 of salt and block (hash format 1 puts the salt first). The bytes do not depend on `digests`, which only
+ * says who computes them.
  */
 export class BlockHasher {
   readonly blockSize: number;
-  readonly #salt: Uint8Array;
-  /** Salt, then room for a block; without a salt blocks are hashed where they are. */
-  readonly #salted: Uint8Array | undefined;
+  readonly #digestBlocks: DigestBlocks;
   readonly #zeros: Buffer;
-  readonly #zeroDigest: string;
+  readonly #zeroDigest = Buffer.alloc(DIGEST_SIZE);
 
-  constructor(blockSize: number, salt: Uint8Array = new Uint8Array(0)) {
+  constructor(blockSize: number, salt: Uint8Array = new Uint8Array(0), digests: BlockDigests = nodeDigests) {
     this.blockSize = blockSize;
-    this.#salt = salt;
+    this.#digestBlocks = digests.open(blockSize, salt);
     this.#zeros = Buffer.alloc(blockSize);
-    if (salt.length > 0) {
-      this.#salted = new Uint8Array(salt.length + blockSize);
-      this.#salted.set(salt);
-    }
-    this.#zeroDigest = this.#digest(this.#zeros, 0, blockSize);
+    this.#digestBlocks(this.#zeros, 0, 1, this.#zeroDigest, 0);
   }
 
   /**
@@ -35,24 +37,46 @@ export class BlockHasher {
     const { blockSize } = this;
     if (data.length % blockSize !== 0) throw new RangeError(`${data.length} bytes in blocks of ${blockSize}`);
     const bytes = Buffer.from(data.buffer, data.byteOffset, data.length);
-    // Digests are gathered first: one write for many of them, at 0.1 us less for each.
-    for (let offset = 0; offset < bytes.length; ) {
-      const stop = Math.min(bytes.length, offset + BLOCKS_A_WRITE * blockSize);
-      let digests = "";
-      for (; offset < stop; offset += blockSize) {
-        const end = offset + blockSize;
-        const mayBeZero = bytes[offset] === 0 && bytes[end - 1] === 0;
-        const isZero = mayBeZero && this.#zeros.compare(bytes, offset, end) === 0;
-        digests += isZero ? this.#zeroDigest : this.#digest(bytes, offset, end);
-      }
-      at += target.write(digests, at, digests.length, "latin1");
+    const blocks = data.length / blockSize;
+    if (at + blocks * DIGEST_SIZE > target.length) throw new RangeError(`no room for ${blocks} digests at byte ${at}`);
+    let first = 0; // of those that are not zeros and not hashed yet
+    const hashUpTo = (block: number) => {
+      if (block > first) this.#digestBlocks(bytes, first * blockSize, block - first, target, at + first * DIGEST_SIZE);
+      first = block + 1;
+    };
+    for (let block = 0; block < blocks; block++) {
+      const offset = block * blockSize;
+      const end = offset + blockSize;
+      if (bytes[offset] !== 0 || bytes[end - 1] !== 0 || this.#zeros.compare(bytes, offset, end) !== 0) continue;
+      hashUpTo(block);
+      target.set(this.#zeroDigest, at + block * DIGEST_SIZE);
     }
-  }
-
-  #digest(bytes: Buffer, start: number, end: number): string {
-    const salted = this.#salted;
-    if (salted === undefined) return hash("sha256", bytes.subarray(start, end), "latin1");
-    bytes.copy(salted, this.#salt.length, start, end);
-    return hash("sha256", salted, "latin1");
+    hashUpTo(blocks);
   }
 }
+
+/**
+ * One-shot hashing whose results go through latin1 strings, many of them in one write: 1.2 times as fast as one Buffer per block, 1.6
+ * times as createHash(), measured with 4 KiB blocks on Node 26.
+ */
+const nodeDigests: BlockDigests = {
+  open(blockSize, prefix) {
+    // Prefix, then room for a block; without a prefix blocks are hashed where they are.
+    const whole = new Uint8Array(prefix.length + blockSize);
+    whole.set(prefix);
+    const digest = (data: Buffer, start: number, end: number) => {
+      if (prefix.length === 0) return hash("sha256", data.subarray(start, end), "latin1");
+      data.copy(whole, prefix.length, start, end);
+      return hash("sha256", whole, "latin1");
+    };
+    return (data, offset, count, target, at) => {
+      const end = offset + count * blockSize;
+      while (offset < end) {
+        const stop = Math.min(end, offset + BLOCKS_A_WRITE * blockSize);
+        let digests = "";
+        for (; offset < stop; offset += blockSize) digests += digest(data, offset, offset + blockSize);
+        at += target.write(digests, at, digests.length, "latin1");
+      }
+    };
+  },
+};

@@ -8,7 +8,7 @@
  * Guarantees: bytes are those of `veritysetup format` and `fsverity digest` for the same parameters. Which bytes a level
  * needs is given by the caller, so that files larger than memory are hashed by many threads. Pure.
  */
-export { BlockHasher } from "./block-hasher.ts";
+export { type BlockDigests, BlockHasher, type DigestBlocks } from "./block-hasher.ts";
 export {
   DIGEST_SIZE,
   MAX_DATA_BLOCKS,
