@@ -11,8 +11,9 @@ import { errnoOf } from "../errors/index.ts";
 import type { ManifestRecord, Store, StoreOperation } from "../store/index.ts";
 import { closeFile, copyRange, ensureDirectory, findFile, openFile, statFile, truncate } from "../sys/index.ts";
 import { type DiskOptions, type ExportedDisk, exportDisk } from "./disk.ts";
-import { cacheDirectory, DISK, findEntry } from "./entries.ts";
+import { cacheDirectory, DISK } from "./entries.ts";
 import { publishLink, publishWithSidecar } from "./publish.ts";
+import { findExported } from "./sidecar.ts";
 import type { ExportSource } from "./source.ts";
 
 /** What is made of an image without being asked; the counterpart of nydus-snapshotter's `export_mode`. */
@@ -38,11 +39,12 @@ export class ExportCache {
     const place = join(this.directory, entryName(source, options));
     const path = join(place, DISK);
     for (;;) {
-      const sidecar = findEntry(path);
+      const sidecar = findExported(path);
       if (sidecar !== undefined) return { path, sidecar, shared: true };
       ensureDirectory(place);
       try {
-        return await exportDisk(operation, source, path, options);
+        // Another process may have ended since we looked: who holds the lock looks again.
+        return await exportDisk(operation, source, path, { ...options, reuse: true });
       } catch (error) {
         // Garbage collection may take an entry that is not there yet, until its lock is.
         if (errnoOf(error) !== "ENOENT" || findFile(place) !== undefined) throw error;

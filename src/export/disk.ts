@@ -30,6 +30,8 @@ export interface DiskOptions extends VerityOptions {
   readonly uuid?: Uint8Array | undefined;
   /** Threads that hash; one for each core unless given. */
   readonly jobs?: number | undefined;
+  /** What is at the target will do, if its sidecar says that it is this very disk. */
+  readonly reuse?: boolean | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly progress?: ExportProgress | undefined;
 }
@@ -37,7 +39,7 @@ export interface DiskOptions extends VerityOptions {
 export interface ExportedDisk {
   readonly path: string;
   readonly sidecar: Sidecar;
-  /** Another process made the same at the same moment, and this one only waited for it. */
+  /** Not made by this call: another process made it at the same moment, or it was there and could be reused. */
   readonly shared: boolean;
 }
 
@@ -53,7 +55,7 @@ export async function exportDisk(
   options: DiskOptions = {},
 ): Promise<ExportedDisk> {
   checkSource(source);
-  const { blockSize = 4096, signal, progress, jobs } = options;
+  const { blockSize = 4096, reuse, signal, progress, jobs } = options;
   const digest = digestOf(source);
   const uuid = options.uuid ?? deriveUuid(digest, "file system");
   const verity = verityParameters(options, digest, blockSize);
@@ -64,7 +66,7 @@ export async function exportDisk(
     verity: requestedVerity(verity),
   });
 
-  return publishWithSidecar(target, { request, signal }, async (file) => {
+  return publishWithSidecar(target, { request, reuse, signal }, async (file) => {
     using threads = verity && new VerityThreads(jobs);
     using open = openSource(operation, source);
     const index = indexFromErofs(open.reader);

@@ -6,13 +6,12 @@
  * layers. It is derived: a damaged one is as good as none, and never an error of whoever looks.
  */
 import { join } from "node:path";
-import { ShaleError } from "../errors/index.ts";
 import { type DiffId, parseDiffId } from "../oci/index.ts";
 import type { Store } from "../store/index.ts";
 import { findFile, isHeld, list, removeTree, statFile, syncDirectory, tryLock } from "../sys/index.ts";
 import { isOfChain } from "./chain.ts";
 import { lockPath } from "./publish.ts";
-import { readSidecar, type Sidecar } from "./sidecar.ts";
+import { findExported, type Sidecar } from "./sidecar.ts";
 
 export interface CachedExport {
   /** Names the entry; equal for equal requests. */
@@ -40,24 +39,11 @@ export function cacheDirectory(store: Store): string {
   return join(store.root, "exports");
 }
 
-/** Undefined unless disk and sidecar are there, belong together and are whole. */
-export function findEntry(path: string): Sidecar | undefined {
-  const disk = findFile(path);
-  if (disk === undefined) return undefined;
-  try {
-    const sidecar = readSidecar(path);
-    return sidecar?.size === disk.size ? sidecar : undefined;
-  } catch (error) {
-    if (ShaleError.is(error, "INVALID_ARGUMENT") || ShaleError.is(error, "RESOURCE_EXHAUSTED")) return undefined;
-    throw error;
-  }
-}
-
 /** Complete entries. */
 export function listExports(store: Store): CachedExport[] {
   return entryNames(store).flatMap((id) => {
     const path = join(cacheDirectory(store), id, DISK);
-    const sidecar = findEntry(path);
+    const sidecar = findExported(path);
     return sidecar === undefined ? [] : [cachedExport(id, path, sidecar)];
   });
 }
@@ -104,7 +90,7 @@ export function collectExports(
 function findUnused(store: Store, id: string, dying?: ReadonlySet<string>): UnusedExport[] {
   const place = join(cacheDirectory(store), id);
   const path = join(place, DISK);
-  const sidecar = findEntry(path);
+  const sidecar = findExported(path);
   if (sidecar === undefined) {
     const allocated = list(place).reduce((sum, { name }) => sum + (findFile(join(place, name))?.allocated ?? 0), 0);
     return [{ id, allocated, why: "an export that did not end left it" }];

@@ -8,7 +8,6 @@ import {
   acquireLock,
   crashPoint,
   createNewFile,
-  type FileStatus,
   fileSystemStatus,
   findFile,
   linkIfAbsent,
@@ -18,11 +17,19 @@ import {
   tryLock,
   unlink,
 } from "../sys/index.ts";
-import { readSidecar, type Sidecar, sidecarPath, writeSidecar } from "./sidecar.ts";
+import { findExported, type Sidecar, sidecarPath, writeSidecar } from "./sidecar.ts";
 
 /** Left for the file system's own bookkeeping when free space is checked beforehand. */
 const SPACE_RESERVE = 1 << 20;
 const PERMISSIONS = 0o644;
+
+export interface PublishOptions {
+  /** What the file is: one with the same request has the same bytes. */
+  readonly request: string;
+  /** A file that was at `target` before the call will do as well, if its sidecar says so; otherwise only one made meanwhile does. */
+  readonly reuse?: boolean | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
 
 /**
  * Runs `write` with the descriptor of a new file, makes it durable, and gives it the name `target` and its sidecar's.
@@ -31,13 +38,13 @@ const PERMISSIONS = 0o644;
  */
 export async function publishWithSidecar(
   target: string,
-  { request, signal }: { readonly request: string; readonly signal?: AbortSignal | undefined },
+  { request, reuse = false, signal }: PublishOptions,
   write: (file: number) => Promise<Sidecar>,
 ): Promise<{ readonly path: string; readonly sidecar: Sidecar; readonly shared: boolean }> {
   const { lock, replaced } = await lockTarget(target, signal);
   try {
-    if (replaced) {
-      const sidecar = readSidecar(target);
+    if (replaced || reuse) {
+      const sidecar = findExported(target);
       if (sidecar?.request === request) return { path: target, sidecar, shared: true };
     }
     const sidecar = await writeAndRename(target, write, () => {
@@ -113,23 +120,24 @@ export function lockPath(target: string): string {
   return join(dirname(target), `.${basename(target)}.shale-lock`);
 }
 
-/** `replaced`: another writer was waited for, and there is another file at `target` since. */
+/** `replaced`: another writer was waited for, and what is at `target` is not what was there before. */
 async function lockTarget(
   target: string,
   signal: AbortSignal | undefined,
 ): Promise<{ readonly lock: Lock; readonly replaced: boolean }> {
   const path = lockPath(target);
-  const before = findFile(target);
+  const before = identityOf(target);
   const command = `export to ${target}`;
   const free = tryLock(path, { command });
   if (free !== undefined) return { lock: free, replaced: false };
   const lock = await acquireLock(path, { command, what: target, ...(signal ? { signal } : {}) });
-  const now = findFile(target);
-  return { lock, replaced: now !== undefined && !isSameFile(before, now) };
+  return { lock, replaced: identityOf(target) !== before };
 }
 
-function isSameFile(a: FileStatus | undefined, b: FileStatus): boolean {
-  return a !== undefined && a.ino === b.ino && a.dev === b.dev && a.mtimeNs === b.mtimeNs;
+/** Of a file and its sidecar, which comes last: a writer may have been between the two. */
+function identityOf(target: string): string {
+  const files = [findFile(target), findFile(sidecarPath(target))];
+  return files.map((file) => (file === undefined ? "none" : `${file.dev}:${file.ino}:${file.mtimeNs}`)).join(" ");
 }
 
 /** RESOURCE_EXHAUSTED when `needed` bytes do not fit beside `target`: better now than after minutes of copying. */

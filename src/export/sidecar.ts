@@ -91,6 +91,19 @@ export function readSidecar(target: string): Sidecar | undefined {
   return value as Sidecar;
 }
 
+/** The sidecar of an exported file; undefined unless file and sidecar are there, belong together and are whole. */
+export function findExported(path: string): Sidecar | undefined {
+  const file = findFile(path);
+  if (file === undefined) return undefined;
+  try {
+    const sidecar = readSidecar(path);
+    return sidecar?.size === file.size ? sidecar : undefined;
+  } catch (error) {
+    if (ShaleError.is(error, "INVALID_ARGUMENT") || ShaleError.is(error, "RESOURCE_EXHAUSTED")) return undefined;
+    throw error;
+  }
+}
+
 /** The part that the cache of exports goes by. */
 function checkImage(image: unknown, refuse: (problem: string) => ShaleError): void {
   if (typeof image !== "object" || image === null) throw refuse("it names no image");

@@ -6,6 +6,7 @@ import { noise, sha256, tar, writeImage } from "../../src/store/testing/fixtures
 
 export const TAG = "app";
 const DRIVER = join(import.meta.dirname, "driver.ts");
+const MAIN = join(import.meta.dirname, "../../src/cli/main.ts");
 
 export interface Place {
   readonly root: string;
@@ -17,6 +18,7 @@ export interface Place {
 export interface DriverEnd {
   readonly code: number | null;
   readonly signal: NodeJS.Signals | null;
+  readonly stdout: string;
   readonly stderr: string;
 }
 
@@ -34,18 +36,28 @@ export function writeImages(layout: string): void {
 }
 
 export function runDriver(what: string, place: Place, env: Readonly<Record<string, string>> = {}): Promise<DriverEnd> {
+  return runScript(DRIVER, [place.root, what, place.target], env);
+}
+
+/** The command itself. */
+export function runShale(args: readonly string[], env: Readonly<Record<string, string>> = {}): Promise<DriverEnd> {
+  return runScript(MAIN, args, env);
+}
+
+function runScript(script: string, args: readonly string[], env: Readonly<Record<string, string>>): Promise<DriverEnd> {
   return new Promise((resolve, reject) => {
-    const words = ["--disable-warning=ExperimentalWarning", DRIVER, place.root, what, place.target];
-    const child = spawn(process.execPath, words, {
+    const child = spawn(process.execPath, ["--disable-warning=ExperimentalWarning", script, ...args], {
       env: { ...process.env, ...env },
-      stdio: ["ignore", "ignore", "pipe"],
+      stdio: ["ignore", "pipe", "pipe"],
     });
-    let stderr = "";
-    child.stderr.on("data", (chunk: Buffer) => {
-      stderr += chunk.toString();
-    });
+    const said = { stdout: "", stderr: "" };
+    for (const name of ["stdout", "stderr"] as const) {
+      child[name].on("data", (chunk: Buffer) => {
+        said[name] += chunk.toString();
+      });
+    }
     child.on("error", reject);
-    child.on("close", (code, signal) => resolve({ code, signal, stderr }));
+    child.on("close", (code, signal) => resolve({ code, signal, ...said }));
   });
 }
 
