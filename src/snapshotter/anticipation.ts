@@ -1,6 +1,7 @@
 /**
  * Merges the layers of an image as soon as the last of them is there, not when its first container is waiting. Which one is the
- * last, nobody says: the next layer's Prepare comes right behind a Commit, so after a moment of quiet it was.
+ * last, labels say at best. Otherwise nobody does: the next layer's Prepare comes right behind a Commit, so after a moment of quiet
+ * it was.
  */
 import { delay } from "../async/index.ts";
 import { ShaleError } from "../errors/index.ts";
@@ -39,10 +40,10 @@ export class Anticipation {
     };
   }
 
-  /** A layer was committed: a container may come. */
-  expect(id: number): void {
+  /** A layer was committed: a container may come. At once, if it is the uppermost; undefined: nobody said. */
+  expect(id: number, uppermost: boolean | undefined): void {
     if (this.#stop.signal.aborted) return;
-    const running: Promise<void> = this.#merge(id)
+    const running: Promise<void> = this.#merge(id, uppermost === true ? 0 : QUIET_MS)
       .catch((error: unknown) => {
         if (ShaleError.is(error, "CANCELLED") || this.#register.findById(id) === undefined) return; // removed meanwhile
         this.#report({
@@ -55,8 +56,8 @@ export class Anticipation {
     this.#running.add(running);
   }
 
-  async #merge(id: number): Promise<void> {
-    await delay(QUIET_MS, { signal: this.#stop.signal });
+  async #merge(id: number, quietMs: number): Promise<void> {
+    await delay(quietMs, { signal: this.#stop.signal });
     if (this.#parents.has(id) || this.#register.hasChildren(id)) return;
     const chain = this.#register.chainOf(id);
     const bases = planBases(chain, "merged");

@@ -11,11 +11,19 @@ import type { Labels } from "./types.ts";
 export const VOLATILE_LABEL = "containerd.io/snapshot/overlay.volatile";
 const UID_LABEL = "containerd.io/snapshot/uidmapping";
 const GID_LABEL = "containerd.io/snapshot/gidmapping";
+/** The layers of the image that is pulled, from this one up. */
+const IMAGE_LAYERS_LABEL = "containerd.io/snapshot/cri.image-layers";
 
 /** Ids of a user namespace: what is `inside` on disk is shown as `outside`. */
 export interface IdMapping {
   readonly uids: readonly IdRange[];
   readonly gids: readonly IdRange[];
+}
+
+/** Whether a layer is the uppermost of the image that is pulled; undefined where its labels don't tell. */
+export function isUppermost(labels: Labels): boolean | undefined {
+  const layers = labels[IMAGE_LAYERS_LABEL];
+  return layers === undefined ? undefined : !layers.includes(",");
 }
 
 /** INVALID_ARGUMENT for a name or labels over a limit. */

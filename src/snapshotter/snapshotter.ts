@@ -20,7 +20,7 @@ import { CommittedUsage } from "./committed-usage.ts";
 import { Converter } from "./converter.ts";
 import { compileFilters } from "./filters/index.ts";
 import { HostMounts } from "./host-mounts.ts";
-import { checkLabels, checkName, isVolatile, mappingOf, updatedLabels } from "./labels.ts";
+import { checkLabels, checkName, isUppermost, isVolatile, mappingOf, updatedLabels } from "./labels.ts";
 import { checkRoot, equalMounts, mountList, UPPER, WORK, writtenDirectory } from "./mount-lists.ts";
 import { rootOf } from "./root-attributes.ts";
 import { Syncer } from "./syncer.ts";
@@ -248,7 +248,7 @@ class StoreSnapshotter implements Snapshotter {
       this.#register.insertCommitted({
         ...{ id, name, labels, diffId, parent: parent?.name ?? "", createdAt: this.#now() },
       });
-      this.#expectContainer(id);
+      this.#expectContainer(id, labels);
       return true;
     });
     return done ?? false;
@@ -306,7 +306,7 @@ class StoreSnapshotter implements Snapshotter {
     if (directory && findFile(path) === undefined) this.#restoreDirectory(active);
     const { id } = this.#register.commit(key, { name, labels, parent, directory, at: this.#now() });
     this.#usage.forget(id);
-    if (!directory) return this.#expectContainer(id);
+    if (!directory) return this.#expectContainer(id, labels);
     this.#syncer.request();
     this.#committedUsage.measure(id).catch((error: unknown) => {
       this.#options.onEvent?.({ kind: "trouble", what: `Cannot measure snapshot ${name}`, error });
@@ -314,8 +314,8 @@ class StoreSnapshotter implements Snapshotter {
     if (this.#options.convertPlain) this.#converter.add(id);
   }
 
-  #expectContainer(id: number): void {
-    if ((this.#options.mode ?? "merged") === "merged") this.#anticipation.expect(id);
+  #expectContainer(id: number, labels: Labels): void {
+    if ((this.#options.mode ?? "merged") === "merged") this.#anticipation.expect(id, isUppermost(labels));
   }
 
   async remove(key: string): Promise<void> {

@@ -4,14 +4,12 @@
  */
 import type { ExportPolicy } from "../../export/index.ts";
 import type { DiffId } from "../../oci/index.ts";
-import type { Labels, Snapshotter } from "../../snapshotter/index.ts";
+import { isUppermost, type Labels, type Snapshotter } from "../../snapshotter/index.ts";
 import type { Config } from "../config/index.ts";
 import { runInBackground } from "./job.ts";
 
 /** Chains that wait; what is asked for beyond that is made when it is asked for again. */
 const MAX_WAITING = 1000;
-/** The layers from this one up, of the image that is pulled: one entry means that it is the uppermost. */
-const IMAGE_LAYERS = "containerd.io/snapshot/cri.image-layers";
 
 export interface ExporterOptions {
   readonly root: string;
@@ -40,7 +38,7 @@ export class Exporter {
     const { mode, when } = this.#policy;
     if (mode === "off" || when !== "pull") return;
     // An image is complete with its uppermost layer, which only labels tell; without them its first container does.
-    if (mode === "image" && labels[IMAGE_LAYERS]?.includes(",") !== false) return;
+    if (mode === "image" && isUppermost(labels) !== true) return;
     this.#want(name);
   }
 

@@ -90,6 +90,7 @@ const IDLE_MS = 15_000;
 export class IngestPool implements AsyncDisposable {
   readonly #limit: number;
   readonly #idleMs: number;
+  /** Those that did something last come first: their code is compiled and their memory is at hand. */
   readonly #threads: Thread[] = [];
   readonly #queue: Waiting[] = [];
   #numbers = 0;
@@ -248,6 +249,7 @@ export class IngestPool implements AsyncDisposable {
     thread.quiet.resolve();
     thread.worker.unref();
     running.end();
+    this.#threads.unshift(...this.#threads.splice(this.#threads.indexOf(thread), 1));
     if (reply.kind === "done") running.waiting.resolve(reply.result);
     else running.waiting.reject(deserializeError(reply.error));
     this.#next();
