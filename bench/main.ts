@@ -9,6 +9,7 @@ import { parseArgs } from "node:util";
 import { ShaleError } from "../src/errors/index.ts";
 import { CONTESTANTS, contestantsNamed } from "./contestants/index.ts";
 import { machineFacts, openEnvironment } from "./environment.ts";
+import { holdMemory } from "./host-memory.ts";
 import { ensurePeerTree } from "./peer-tree.ts";
 import { type Findings, formatMarkdown, formatTerminal, type Report } from "./report.ts";
 import { SCENARIOS, scenariosNamed } from "./scenarios/index.ts";
@@ -51,7 +52,9 @@ async function main(signal: AbortSignal): Promise<void> {
 
   await ensurePeerTree();
   await using environment = await openEnvironment({ images: values.images, parent: values.work, signal });
+  using memory = await holdMemory();
   const facts: [string, string][] = [...machineFacts(environment.work), ["runs of each", String(rounds)]];
+  if (memory.told !== undefined) facts.push(["freed memory", memory.told]);
   for (const contestant of contestants) facts.push([contestant.title, await contestant.version()]);
   const findings: Findings[] = [];
   for (const scenario of scenarios) {
