@@ -44,7 +44,7 @@ import {
 import type { ManifestRecord, Store, StoreOperation } from "../src/store/index.ts";
 import { injectFault, isRoot } from "../src/sys/index.ts";
 import { needsRoot, withLoopFilesystem } from "../src/sys/testing/filesystems.ts";
-import { openStoreWithImage, writeLayout } from "./export/image.ts";
+import { OTHER_IMAGE, openStoreWithImage, writeLayout } from "./export/image.ts";
 import { type Description, describeMounts, type Plan } from "./export/mounts.ts";
 
 const ENVIRONMENT = { ...process.env, PATH: `${process.env.PATH}:/usr/sbin:/sbin` };
@@ -129,7 +129,7 @@ describe("export of a disk", () => {
       const here = join(directory("same"), name);
       const there = `${here}-other`;
       const { sidecar } = await exportDisk(operation, image(), here, options);
-      const other = await openStoreWithImage(join(directory("others"), name), layout, true);
+      const other = await openStoreWithImage(join(directory("others"), name), layout, { before: [OTHER_IMAGE] });
       try {
         using elsewhere = other.store.begin("test of exports");
         const again = await exportDisk(elsewhere, { manifest: other.manifest, layer: undefined }, there, {
