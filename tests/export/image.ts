@@ -100,6 +100,8 @@ export const OTHER_IMAGE = "other";
 export const LAYER_IMAGES: readonly string[] = LAYERS.map((_, layer) => `layer-${layer}`);
 /** The image without hard links. */
 export const UNLINKED_IMAGE = "unlinked";
+/** fs-verity digest of UNLINKED_IMAGE as composefs: mkcomposefs 1.0.8 over a mount of it, see `peers.lab.ts`. */
+export const COMPOSEFS_DIGEST = "443bd1927fa5a43cb6757dfaa2929705de5bff680419ac25803d2db089b898ce";
 
 /** Writes an OCI layout with all of them. */
 export async function writeLayout(directory: string): Promise<void> {

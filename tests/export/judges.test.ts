@@ -1,6 +1,6 @@
 /**
  * Every form of EROFS that exports come in, each layer by itself as well as the image: fsck.erofs and the kernel's mounts as judges.
- * fsck.erofs of Debian 12 (1.5) knows no blocks of 512 bytes: `peers.lab.ts` has the newest one look at those.
+ * fsck.erofs of Debian 12 (1.5) knows no blocks of 512 bytes, and Debian 12 has no mkcomposefs: `peers.lab.ts` asks the newest ones.
  */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
@@ -8,18 +8,18 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
-import { type DiskOptions, exportDisk, exportTarfs } from "../../src/export/index.ts";
+import { type DiskOptions, exportComposefs, exportDisk, exportTarfs } from "../../src/export/index.ts";
 import type { ManifestRecord, Store, StoreOperation } from "../../src/store/index.ts";
 import { which } from "../../src/sys/index.ts";
 import { needsRoot } from "../../src/sys/testing/filesystems.ts";
-import { openStoreWithImage, writeLayout } from "./image.ts";
+import { COMPOSEFS_DIGEST, openStoreWithImage, UNLINKED_IMAGE, writeLayout } from "./image.ts";
 import { describeMounts, type Plan } from "./mounts.ts";
 
 const FORMS: readonly (DiskOptions & { readonly blockSize: 512 | 4096 })[] = ([512, 4096] as const).flatMap(
   (blockSize) => [{ blockSize }, { blockSize, verity: "superblock" }, { blockSize, verity: "bare" }],
 );
 
-describe("every form of disk and tarfs", () => {
+describe("every form of an export", () => {
   let top: string;
   let store: Store;
   let manifest: ManifestRecord;
@@ -56,7 +56,7 @@ describe("every form of disk and tarfs", () => {
     return path;
   }
 
-  test("mounts to what the store's mount of the image or the layer shows", needsRoot, async () => {
+  test("of EROFS mounts to what the store's mount of the image or the layer shows", needsRoot, async () => {
     const tarfs = await exportTarfs(operation, manifest, join(top, "tarfs"), { disks: "both", verity: true });
     for (const layer of sources) {
       const own = layer === undefined ? undefined : tarfs.layers[layer]!;
@@ -73,7 +73,7 @@ describe("every form of disk and tarfs", () => {
 
   const needsFsck = { skip: which("fsck.erofs") === undefined && "needs fsck.erofs" };
 
-  test("is what fsck.erofs finds clean, content included, in blocks of 4096", needsFsck, async () => {
+  test("of a disk is what fsck.erofs finds clean, content included, in blocks of 4096", needsFsck, async () => {
     for (const layer of sources) {
       for (const form of FORMS.filter(({ blockSize }) => blockSize === 4096)) {
         assert.equal(fsck(await makeDisk(layer, form)), "", `${layer} ${JSON.stringify(form)}`);
@@ -87,6 +87,18 @@ describe("every form of disk and tarfs", () => {
     bytes[1024 + 36]! ^= 1; // in the superblock, the block where metadata begins
     writeFileSync(path, bytes);
     assert.notEqual(fsck(path), "");
+  });
+
+  test("of composefs is what mkcomposefs made of a mount of the same tree", async () => {
+    const image = UNLINKED_IMAGE;
+    const opened = await openStoreWithImage(join(top, "unlinked"), join(top, "layout"), { image });
+    try {
+      using its = opened.store.begin("test of exports");
+      const { digest } = await exportComposefs(its, opened.manifest, join(top, "image.cfs"));
+      assert.equal(digest, COMPOSEFS_DIGEST);
+    } finally {
+      await opened.store.close();
+    }
   });
 });
 
