@@ -76,6 +76,7 @@ export async function exportComposefs(
     readInline: (inode) => contents.read(inode, 0, index.size(inode)),
     digestOf: (inode) => Buffer.from(digests.get(inode)!, "hex"),
   });
+  throwIfAborted(signal);
   checkSpace(target, image.length);
   await publishFile(target, (file) => writeAt(file, image, 0), { signal });
   return { image: target, objects, digest: toHex(fsVerityDigest(image)), ...written };

@@ -51,6 +51,7 @@ export function publishTar(
   return publishFile(
     target,
     async (file) => {
+      throwIfAborted(signal);
       let size = 0;
       let sinceTurn = 0;
       for (const piece of pieces) {
@@ -59,13 +60,19 @@ export function publishTar(
         sinceTurn += piece.length;
         if (sinceTurn < TURN_SIZE) continue;
         sinceTurn = 0;
-        await setImmediate();
-        throwIfAborted(signal);
+        await takeTurn(signal);
       }
+      await takeTurn(signal); // most tars are less than that
       return size;
     },
     { signal },
   );
+}
+
+/** Lets signals arrive, and ends with CANCELLED if one did. */
+async function takeTurn(signal: AbortSignal | undefined): Promise<void> {
+  await setImmediate();
+  throwIfAborted(signal);
 }
 
 /**

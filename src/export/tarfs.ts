@@ -226,6 +226,8 @@ async function writeTar(tar: LayerTar, layer: ManifestLayer, path: string, optio
         written += piece.length;
         progress?.advance(piece.length);
       }
+      await setImmediate(); // also when all layers are less than that, and none has a disk
+      throwIfAborted(signal);
       if (`sha256:${digest.digest("hex")}` === layer.diffId) return;
       throw new ShaleError("DATA_LOSS", `Cannot export layer ${layer.diffId}: its rebuilt tar is not what was stored`, {
         hint: "Run shale check --repair",

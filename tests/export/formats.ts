@@ -24,6 +24,25 @@ export interface Format {
   make(operation: StoreOperation, manifest: ManifestRecord, place: string, running?: Running): Promise<unknown>;
 }
 
+/** Calls `at` once, when progress was told for the `step`th time; counts how often it is. */
+export class Steps implements ExportProgress {
+  told = 0;
+  readonly #step: number;
+  readonly #at: () => void;
+
+  constructor(step: number, at: () => void) {
+    this.#step = step;
+    this.#at = at;
+  }
+
+  readonly step = () => this.#tell();
+  readonly advance = () => this.#tell();
+
+  #tell(): void {
+    if (++this.told === this.#step) this.#at();
+  }
+}
+
 const RUNNING = { verity: "superblock", jobs: 1 } as const;
 
 export const FORMATS: readonly Format[] = [

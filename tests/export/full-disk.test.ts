@@ -9,11 +9,11 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import { errnoOf, ShaleError } from "../../src/errors/index.ts";
-import { type ExportProgress, exportComposefs } from "../../src/export/index.ts";
+import { exportComposefs } from "../../src/export/index.ts";
 import type { ManifestRecord, Store, StoreOperation } from "../../src/store/index.ts";
 import { mountInfo, run } from "../../src/sys/index.ts";
 import { needsRoot, withTemporaryDirectory } from "../../src/sys/testing/filesystems.ts";
-import { FORMATS, type Format } from "./formats.ts";
+import { FORMATS, type Format, Steps } from "./formats.ts";
 import { openStoreWithImage, writeLayout } from "./image.ts";
 import { filesBelow } from "./kill.ts";
 
@@ -51,25 +51,6 @@ function withTmpfs(size: number, use: (directory: string) => Promise<void>): Pro
 }
 
 const isFull = (error: unknown) => ShaleError.is(error, "RESOURCE_EXHAUSTED") || errnoOf(error) === "ENOSPC";
-
-/** Calls `at` once, when progress was told for the `step`th time; counts how often it is. */
-class Steps implements ExportProgress {
-  told = 0;
-  readonly #step: number;
-  readonly #at: () => void;
-
-  constructor(step: number, at: () => void) {
-    this.#step = step;
-    this.#at = at;
-  }
-
-  readonly step = () => this.#tell();
-  readonly advance = () => this.#tell();
-
-  #tell(): void {
-    if (++this.told === this.#step) this.#at();
-  }
-}
 
 /** Takes all the room of a file system but `left` bytes. */
 function fill(path: string, left: number): void {
