@@ -11,6 +11,7 @@ import { ShaleError } from "../../src/errors/index.ts";
 import { exportTarfs } from "../../src/export/index.ts";
 import type { ManifestRecord, Store, StoreOperation } from "../../src/store/index.ts";
 import { isRoot, mountInfo } from "../../src/sys/index.ts";
+import { unmountBelow } from "../../src/sys/testing/filesystems.ts";
 import { FORMATS, type Format, Steps } from "./formats.ts";
 import { openStoreWithImage, writeLayout } from "./image.ts";
 import { filesBelow } from "./kill.ts";
@@ -35,6 +36,7 @@ describe("an export that is aborted", () => {
   after(async () => {
     operation[Symbol.dispose]();
     await store.close();
+    unmountBelow(top); // ext4 has mounts, which a failure may leave
     rmSync(top, { recursive: true, force: true });
   });
 

@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import type { ManifestRecord, Store, StoreOperation } from "../../src/store/index.ts";
 import { isRoot } from "../../src/sys/index.ts";
+import { unmountBelow } from "../../src/sys/testing/filesystems.ts";
 import { FORMATS } from "./formats.ts";
 import { LAYER_IMAGES, OTHER_IMAGE, openStoreWithImage, writeLayout } from "./image.ts";
 import { filesBelow } from "./kill.ts";
@@ -38,6 +39,7 @@ describe("the same export from stores with different pasts", () => {
       operation[Symbol.dispose]();
       await store.close();
     }
+    unmountBelow(top); // ext4 has a mount, which a failure may leave
     rmSync(top, { recursive: true, force: true });
   });
 
