@@ -106,8 +106,8 @@ export async function exportTarfs(
       treeOf = tarfsTree(open, tar, blobName(layer));
       done.set(layer.diffId, treeOf);
       const path = join(directory, blobName(layer));
+      const boot = layerBoot(treeOf(), layer); // first: a tar that block numbers do not reach need not be written
       await writeTar(tar, layer, path, options);
-      const boot = layerBoot(treeOf(), layer);
       const bootPath = await writeBoot(boot, `${path}.layer.boot`, options);
       const disk =
         disks === "layer" || disks === "both"

@@ -79,8 +79,10 @@ describe("--jobs", () => {
           ...(jobs === undefined ? [] : ["-j", `${jobs}`]),
         ]);
         assert.equal(status, 0, stderr);
-        const expected = (jobs ?? availableParallelism()) - 1;
-        assert.deepEqual({ started, most }, { started: expected, most: expected }, `--jobs ${jobs}`);
+        const others = (jobs ?? availableParallelism()) - 1;
+        // No more is the promise; that there are as many is known where --jobs says so and the file has parts for all.
+        if (jobs === undefined || name === "export --verity") assert.ok(most <= others && most > 0 === others > 0);
+        else assert.deepEqual({ started, most }, { started: others, most: others }, `--jobs ${jobs}`);
       }
     });
 
