@@ -35,6 +35,7 @@ import {
   exportTar,
   exportTarfs,
   kataVolume,
+  leastTarSize,
   listExports,
   publishTar,
   readSidecar,
@@ -444,7 +445,9 @@ describe("export as composefs", () => {
 describe("export as tar and ext4", () => {
   test("the tar unpacks to the image, and the layer's tar is the layer's", needsRoot, async () => {
     const path = join(directory("tar"), "image.tar");
-    await publishTar(path, exportTar(operation, image()));
+    const size = await publishTar(path, exportTar(operation, image()));
+    const least = leastTarSize(operation, image());
+    assert.ok(least <= size && least > 0.95 * size, `${least} of ${size}`);
     const root = directory("tar/root");
     const run = spawnSync("tar", ["-xpf", path, "--xattrs", "--xattrs-include=*", "--numeric-owner", "-C", root], {
       encoding: "utf8",
@@ -462,6 +465,7 @@ describe("export as tar and ext4", () => {
     for (const [layer, { diffId }] of manifest.layers.entries()) {
       await publishTar(path, exportTar(operation, { manifest, layer }));
       assert.equal(`sha256:${sha256(path)}`, diffId);
+      assert.equal(leastTarSize(operation, { manifest, layer }), statSync(path).size);
     }
   });
 

@@ -7,6 +7,7 @@ import {
   exportExt4,
   exportTar,
   exportTarfs,
+  leastTarSize,
   publishTar,
 } from "../../src/export/index.ts";
 import type { ManifestRecord, StoreOperation } from "../../src/store/index.ts";
@@ -68,8 +69,10 @@ export const FORMATS: readonly Format[] = [
     name: "tar",
     target: () => "image.tar",
     make: (operation, manifest, place, running = {}) => {
-      const pieces = exportTar(operation, { manifest, layer: undefined });
-      return publishTar(join(place, "image.tar"), told(pieces, running.progress), running);
+      const source = { manifest, layer: undefined };
+      const pieces = told(exportTar(operation, source), running.progress);
+      const atLeast = leastTarSize(operation, source);
+      return publishTar(join(place, "image.tar"), pieces, { ...running, atLeast });
     },
   },
   {
