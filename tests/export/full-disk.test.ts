@@ -142,25 +142,14 @@ describe("an export to a disk that is too small", () => {
   test("ends the command with status 1 and one line that says why", needsRoot, () =>
     withTmpfs(3 << 20, async (disk) => {
       const main = join(import.meta.dirname, "../../src/cli/main.ts");
-      const words = [
-        "--root",
-        join(top, "store"),
-        "-q",
-        "export",
-        store.listImages()[0]!.name,
-        "-o",
-        join(disk, "out"),
-      ];
-      const { status, stderr } = spawnSync(
-        process.execPath,
-        ["--disable-warning=ExperimentalWarning", main, ...words],
-        {
-          encoding: "utf8",
-        },
-      );
-      assert.equal(status, 1);
-      assert.match(stderr, /^shale: Cannot write \S+\/out: it needs .*\nhint: Free space, or .*\n$/);
-      assert.deepEqual(filesBelow(disk), {});
+      const node = ["--disable-warning=ExperimentalWarning", main, "--root", join(top, "store"), "-q"];
+      for (const format of ["disk", "tar"]) {
+        const words = ["export", store.listImages()[0]!.name, "--format", format, "-o", join(disk, "out")];
+        const { status, stderr } = spawnSync(process.execPath, [...node, ...words], { encoding: "utf8" });
+        assert.equal(status, 1);
+        assert.match(stderr, /^shale: Cannot write \S+\/out: it needs .*\nhint: Free space, or .*\n$/);
+        assert.deepEqual(filesBelow(disk), {});
+      }
     }),
   );
 });
