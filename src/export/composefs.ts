@@ -71,11 +71,12 @@ export async function exportComposefs(
   const contents = new Contents(index, open);
   const digests = await contents.digestAll(signal, progress);
   ensureDirectory(objects, 0o755);
-  const written = await writeObjects(contents, digests, objects, target, signal, progress);
+  const written = await writeObjects(contents, digests, objects, signal, progress);
   const image = writeComposefs(index, {
     readInline: (inode) => contents.read(inode, 0, index.size(inode)),
     digestOf: (inode) => Buffer.from(digests.get(inode)!, "hex"),
   });
+  throwIfAborted(signal);
   checkSpace(target, image.length);
   await publishFile(target, (file) => writeAt(file, image, 0), { signal });
   return { image: target, objects, digest: toHex(fsVerityDigest(image)), ...written };
@@ -143,7 +144,6 @@ async function writeObjects(
   contents: Contents,
   digests: ReadonlyMap<number, string>,
   objects: string,
-  target: string,
   signal: AbortSignal | undefined,
   progress: ExportProgress | undefined,
 ): Promise<{ readonly objectCount: number; readonly newObjects: number }> {
@@ -167,7 +167,7 @@ async function writeObjects(
     const file = createFile(join(staging.path, digest), OBJECT_PERMISSIONS);
     try {
       const isShared = writeObject(contents, inode, blobs, file);
-      if (!checked && isShared === false) checkSpace(target, total);
+      if (!checked && isShared === false) checkSpace(join(objects, "*"), total); // which may be another disk than the image's
       checked ||= isShared !== undefined;
     } finally {
       closeFile(file);

@@ -69,14 +69,9 @@ export async function exportExt4(
     words.push("-d", mounted.directory, `/proc/${process.pid}/fd/${file}`);
     // The time of everything that has no time of its own; 1.47.1 and later know the second name.
     const time = `${Math.max(1, open.reader.root.mtimeSeconds)}`;
-    const env = { ...process.env, E2FSPROGS_FAKE_TIME: time, SOURCE_DATE_EPOCH: time };
+    const env = { ...process.env, LC_ALL: "C", E2FSPROGS_FAKE_TIME: time, SOURCE_DATE_EPOCH: time };
     const { code, stderr } = await run(mke2fs, words, { env, ...(signal ? { signal } : {}) });
-    if (code !== 0) {
-      throw new ShaleError(
-        "INTERNAL",
-        `Cannot export to ${target}: mke2fs failed: ${stderr.toString().trim().slice(-500)}`,
-      );
-    }
+    if (code !== 0) throw failureOf(stderr.toString().trim(), target);
     progress?.step("hashing", verity === undefined ? 0 : size);
     const info = verity && (await appendVerity({ file, size }, verity, { jobs, signal, onHashed: progress?.advance }));
     return {
@@ -90,6 +85,17 @@ export async function exportExt4(
       request,
     };
   });
+}
+
+/** mke2fs says with errors as with warnings what the system said, and ends with 1 for all. */
+function failureOf(said: string, target: string): ShaleError {
+  if (/: No space left on device|: Disk quota exceeded/.test(said)) {
+    return new ShaleError("RESOURCE_EXHAUSTED", `Cannot write ${target}: the disk is full`, {
+      cause: new Error(`mke2fs failed: ${said.slice(-500)}`),
+      hint: "Free space, or choose another place with --output",
+    });
+  }
+  return new ShaleError("INTERNAL", `Cannot export to ${target}: mke2fs failed: ${said.slice(-500)}`);
 }
 
 function findMke2fs(): string {

@@ -34,7 +34,7 @@ export {
 export { encodeKataOption, KATA_VOLUME_OPTION, type KataVolume, type KataVolumeType, kataVolume } from "./kata.ts";
 export type { ExportProgress } from "./progress.ts";
 export { readSidecar, type Sidecar, sidecarPath } from "./sidecar.ts";
-export { exportTar, publishTar } from "./tar.ts";
+export { exportTar, leastTarSize, publishTar } from "./tar.ts";
 export type { ExportSource } from "./source.ts";
 export {
   exportTarfs,

@@ -1,17 +1,19 @@
 /** The flattened tar of an image: what its root file system holds, as one deterministic archive. */
 import { setImmediate } from "node:timers/promises";
 import { throwIfAborted } from "../async/index.ts";
-import { type ByteString, displayBytes } from "../bytes/index.ts";
+import { alignUp, type ByteString, displayBytes } from "../bytes/index.ts";
 import { ShaleError } from "../errors/index.ts";
 import type { ErofsInode, ErofsReader } from "../formats/erofs/index.ts";
 import { FileType } from "../formats/layer-index/index.ts";
 import { encodeTarHeader, TAR_END, type TarEntryType, tarPadding } from "../formats/tar/index.ts";
 import type { OpenTree, StoreOperation } from "../store/index.ts";
 import { writeAt } from "../sys/index.ts";
-import { publishFile } from "./publish.ts";
+import { checkSpace, publishFile } from "./publish.ts";
 import { checkSource, type ExportSource } from "./source.ts";
 
 const PIECE_SIZE = 1024 * 1024;
+/** Of a tar: content is padded to it. */
+const HEADER_SIZE = 512;
 /** Small pieces are gathered: most entries are a header and little more. */
 const GATHER_SIZE = 256 * 1024;
 /** Written between two turns of the event loop. */
@@ -42,15 +44,40 @@ export function* exportTar(operation: StoreOperation, source: ExportSource): Gen
   }
 }
 
-/** Writes a tar to `target`, complete and durable or not at all. Answers its size. */
+/** So many bytes the tar has, or some more: names and attributes that a header has no place for are not counted. */
+export function leastTarSize(operation: StoreOperation, source: ExportSource): number {
+  checkSource(source);
+  const { manifest, layer } = source;
+  if (layer !== undefined) {
+    using tar = operation.openTar(operation.getLayer(manifest.layers[layer]!.diffId));
+    return tar.size;
+  }
+  using tree = operation.openChain(manifest.layers.map(({ diffId }) => diffId));
+  const seen = new Set<number>();
+  let size = TAR_END.length;
+  for (const { inode } of tree.reader.walk()) {
+    size += HEADER_SIZE;
+    if ((inode.mode & FileType.MASK) !== FileType.REGULAR || seen.has(inode.nid)) continue;
+    if (inode.links > 1) seen.add(inode.nid);
+    size += alignUp(inode.size, HEADER_SIZE);
+  }
+  return size;
+}
+
+/**
+ * Writes a tar to `target`, complete and durable or not at all. Answers its size. RESOURCE_EXHAUSTED beforehand when `atLeast` bytes
+ * do not fit.
+ */
 export function publishTar(
   target: string,
   pieces: Iterable<Uint8Array>,
-  { signal }: { readonly signal?: AbortSignal | undefined } = {},
+  { signal, atLeast = 0 }: { readonly signal?: AbortSignal | undefined; readonly atLeast?: number } = {},
 ): Promise<number> {
   return publishFile(
     target,
     async (file) => {
+      throwIfAborted(signal);
+      if (atLeast > 0) checkSpace(target, atLeast);
       let size = 0;
       let sinceTurn = 0;
       for (const piece of pieces) {
@@ -59,13 +86,19 @@ export function publishTar(
         sinceTurn += piece.length;
         if (sinceTurn < TURN_SIZE) continue;
         sinceTurn = 0;
-        await setImmediate();
-        throwIfAborted(signal);
+        await takeTurn(signal);
       }
+      await takeTurn(signal); // most tars are less than that
       return size;
     },
     { signal },
   );
+}
+
+/** Lets signals arrive, and ends with CANCELLED if one did. */
+async function takeTurn(signal: AbortSignal | undefined): Promise<void> {
+  await setImmediate();
+  throwIfAborted(signal);
 }
 
 /**

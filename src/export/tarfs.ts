@@ -106,8 +106,8 @@ export async function exportTarfs(
       treeOf = tarfsTree(open, tar, blobName(layer));
       done.set(layer.diffId, treeOf);
       const path = join(directory, blobName(layer));
+      const boot = layerBoot(treeOf(), layer); // first: a tar that block numbers do not reach need not be written
       await writeTar(tar, layer, path, options);
-      const boot = layerBoot(treeOf(), layer);
       const bootPath = await writeBoot(boot, `${path}.layer.boot`, options);
       const disk =
         disks === "layer" || disks === "both"
@@ -226,6 +226,8 @@ async function writeTar(tar: LayerTar, layer: ManifestLayer, path: string, optio
         written += piece.length;
         progress?.advance(piece.length);
       }
+      await setImmediate(); // also when all layers are less than that, and none has a disk
+      throwIfAborted(signal);
       if (`sha256:${digest.digest("hex")}` === layer.diffId) return;
       throw new ShaleError("DATA_LOSS", `Cannot export layer ${layer.diffId}: its rebuilt tar is not what was stored`, {
         hint: "Run shale check --repair",

@@ -86,6 +86,8 @@ const LAYERS: readonly Buffer[] = [
     { path: "top", content: SHARED },
   ]),
 ];
+/** On top of the image's layers it leaves one name of every file. */
+const ONE_NAME_EACH = tarOf([{ path: "lib/" }, { path: "lib/.wh.second" }]);
 /** Shares content with the image, so that a store that has it first keeps the image's payloads elsewhere. */
 const OTHER = tarOf([
   { path: "elsewhere/big", content: noise(3_000_000, 6) },
@@ -93,14 +95,22 @@ const OTHER = tarOf([
 ]);
 
 export const IMAGE = "image";
-const OTHER_IMAGE = "other";
+export const OTHER_IMAGE = "other";
+/** Each has one of the image's layers, the lowest first: what came layer by layer. */
+export const LAYER_IMAGES: readonly string[] = LAYERS.map((_, layer) => `layer-${layer}`);
+/** The image without hard links. */
+export const UNLINKED_IMAGE = "unlinked";
+/** fs-verity digest of UNLINKED_IMAGE as composefs: mkcomposefs 1.0.8 over a mount of it, see `peers.lab.ts`. */
+export const COMPOSEFS_DIGEST = "443bd1927fa5a43cb6757dfaa2929705de5bff680419ac25803d2db089b898ce";
 
-/** Writes an OCI layout with both images. */
+/** Writes an OCI layout with all of them. */
 export async function writeLayout(directory: string): Promise<void> {
   using layout = await OciLayoutWriter.open(directory);
   for (const [tag, layers] of [
     [IMAGE, LAYERS],
     [OTHER_IMAGE, [OTHER]],
+    ...LAYER_IMAGES.map((tag, layer) => [tag, [LAYERS[layer]!]] as const),
+    [UNLINKED_IMAGE, [...LAYERS, ONE_NAME_EACH]],
   ] as const) {
     const put = async (bytes: Uint8Array, mediaType: string) => ({ mediaType, ...(await layout.writeBlob([bytes])) });
     const blobs = [];
@@ -119,11 +129,11 @@ export async function writeLayout(directory: string): Promise<void> {
   layout.commit();
 }
 
-/** A store with the image. With `otherFirst`, much of its content was in the store before. */
+/** A store with `image`. What it shares with the images of `before` was in the store before, and is kept where they need it. */
 export async function openStoreWithImage(
   root: string,
   layout: string,
-  otherFirst = false,
+  { image = IMAGE, before = [] }: { readonly image?: string; readonly before?: readonly string[] } = {},
 ): Promise<{ readonly store: Store; readonly manifest: ManifestRecord; readonly name: string }> {
   mkdirSync(join(root, ".."), { recursive: true });
   const store = Store.open(root, { create: true });
@@ -132,7 +142,7 @@ export async function openStoreWithImage(
     const origin = await openOrigin(source, { registry: () => Promise.reject(new Error("no registry is needed")) });
     return pullImage(store, origin, {});
   };
-  if (otherFirst) await pull(OTHER_IMAGE);
-  const { name } = await pull(IMAGE);
+  for (const tag of before) await pull(tag);
+  const { name } = await pull(image);
   return { store, manifest: findImage(store, name).manifest, name };
 }

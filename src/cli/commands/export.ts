@@ -218,7 +218,10 @@ async function diskOptions(values: Values): Promise<DiskOptions> {
   };
 }
 
-async function writeTar({ context, output, signal }: Job, pieces: Iterable<Uint8Array>): Promise<void> {
+async function writeTar(
+  { context, operation, source, output, signal }: Job,
+  pieces: Iterable<Uint8Array>,
+): Promise<void> {
   if (context.values.output === "-") {
     if (context.json) throw new UsageError("Cannot print JSON and a tar on stdout", "name a file with --output");
     for (const piece of pieces) {
@@ -227,8 +230,8 @@ async function writeTar({ context, output, signal }: Job, pieces: Iterable<Uint8
     }
     return;
   }
-  const { publishTar } = await import("../../export/index.ts");
-  const size = await publishTar(output, pieces, { signal });
+  const { leastTarSize, publishTar } = await import("../../export/index.ts");
+  const size = await publishTar(output, pieces, { signal, atLeast: leastTarSize(operation, source) });
   await emit(context, { path: output, size }, (result) => `${singleLine(result.path)}: tar of ${formatBytes(size)}`);
 }
 
