@@ -67,7 +67,7 @@ export async function exportDisk(
   });
 
   return publishWithSidecar(target, { request, reuse, signal }, async (file) => {
-    using threads = verity && new VerityThreads(jobs);
+    await using threads = verity && new VerityThreads(jobs);
     using open = openSource(operation, source);
     const index = indexFromErofs(open.reader);
     const { runs, size } = planPayloads(index, open);

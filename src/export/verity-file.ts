@@ -1,4 +1,5 @@
 /** dm-verity for any file: what `shale verity` and `shale verify` do. */
+import { availableParallelism } from "node:os";
 import { alignUp } from "../bytes/index.ts";
 import { ShaleError } from "../errors/index.ts";
 import { closeFile, datasync, openFile, statFile, truncate } from "../sys/index.ts";
@@ -40,7 +41,7 @@ export async function verityOfFile(
   try {
     const { size } = statFile(file);
     // They start while the place of the tree is made ready; with one segment there is nothing to share.
-    using threads = new VerityThreads(size > SEGMENT_SIZE ? jobs : 1);
+    await using threads = new VerityThreads(Math.min(jobs ?? availableParallelism(), Math.ceil(size / SEGMENT_SIZE)));
     const running = { threads, signal, onHashed: progress?.advance };
     progress?.step("hashing", size);
     if (append) return await appendDurably(file, size, parameters, running);

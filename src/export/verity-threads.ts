@@ -1,10 +1,11 @@
 /** Threads that hash. They take a tenth of a second to start, which can be while what they will hash is still being written. */
 import { availableParallelism } from "node:os";
 import { Worker } from "node:worker_threads";
-import { type ErrorCode, ShaleError } from "../errors/index.ts";
+import { ShaleError } from "../errors/index.ts";
+import { deserializeError } from "../store/ingest/serialize-error.ts";
 import { threadEnvironment } from "../sys/index.ts";
 import type { HashJob } from "./verity-segments.ts";
-import type { WorkerAnswer } from "./verity-worker.ts";
+import { NO_JOB, type WorkerAnswer } from "./verity-protocol.ts";
 
 interface Thread {
   readonly worker: Worker;
@@ -12,7 +13,7 @@ interface Thread {
   readonly ended: Promise<void>;
 }
 
-export class VerityThreads implements Disposable {
+export class VerityThreads implements AsyncDisposable {
   readonly #threads: Thread[];
 
   /** `jobs` threads in all, the caller's included; one a core unless given. */
@@ -33,9 +34,17 @@ export class VerityThreads implements Disposable {
     });
   }
 
-  /** Ends those that had no job. */
-  [Symbol.dispose](): void {
-    for (const { worker } of this.#threads.splice(0)) void worker.terminate();
+  /**
+   * Ends those that had no job, as soon as they have loaded: Node aborts the whole process when a native module (koffi) loads in a
+   * thread that is being terminated.
+   */
+  async [Symbol.asyncDispose](): Promise<void> {
+    const unused = this.#threads.splice(0);
+    for (const { worker } of unused) {
+      worker.ref();
+      worker.postMessage(NO_JOB);
+    }
+    await Promise.allSettled(unused.map(({ ended }) => ended));
   }
 }
 
@@ -54,7 +63,7 @@ function start(): Thread {
     });
     worker.on("exit", () => {
       if (answer?.kind === "done") resolve();
-      else reject(answer === undefined ? died(cause) : received(answer));
+      else reject(answer === undefined ? died(cause) : deserializeError(answer.error));
     });
   });
   ended.catch(() => undefined); // of a thread that had no job; whoever gave one waits for it
@@ -63,10 +72,4 @@ function start(): Thread {
 
 function died(cause: unknown): ShaleError {
   return new ShaleError("INTERNAL", "Cannot hash the data: a thread died", { cause });
-}
-
-function received({ code, message, ours }: Extract<WorkerAnswer, { kind: "failed" }>): Error {
-  // The code was that of a ShaleError in the other thread.
-  if (ours) return new ShaleError(code as ErrorCode, message);
-  return Object.assign(new Error(message), code === undefined ? {} : { code });
 }

@@ -138,7 +138,7 @@ async function hashAll(options: VerityTreeOptions, shape: TreeShape, leaves: Has
   const stop = () => Atomics.store(slots, STOP, 1n);
   signal?.addEventListener("abort", stop, { once: true });
   const useful = segmentCount(shape) - 1;
-  using own = options.threads === undefined && useful > 0 ? new VerityThreads(options.jobs) : undefined;
+  await using own = options.threads === undefined && useful > 0 ? new VerityThreads(options.jobs) : undefined;
   const others = (options.threads ?? own)?.run(job, useful, stop) ?? [];
   const running = [runHere(job, head, stop), ...others];
   try {

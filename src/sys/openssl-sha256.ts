@@ -9,7 +9,7 @@
  * is one that has taken the prefix. Deprecated since OpenSSL 3.0 and still there; hence the self-test.
  */
 import { getFips, hash } from "node:crypto";
-import koffi from "koffi";
+import { createRequire } from "node:module";
 import type { BlockDigests } from "../formats/verity/index.ts";
 
 const STATE_SIZE = 112;
@@ -17,6 +17,10 @@ const STATE_SIZE = 112;
 const STATE_ROOM = 4 * STATE_SIZE;
 const GUARD = 0xa5;
 const DIGEST_SIZE = 32;
+
+type Koffi = typeof import("koffi").default;
+
+let koffi: Koffi;
 
 interface Library {
   readonly init: (state: number) => number;
@@ -40,8 +44,9 @@ function load(): BlockDigests | undefined {
   return passesSelfTest(digests) ? digests : undefined;
 }
 
-/** Undefined when the program does not export one of the functions, which is ordinary. */
+/** Undefined when the program does not export one of the functions, which is ordinary. koffi takes 16 ms: loaded here, not by the import. */
 function openLibrary(): Library | undefined {
+  koffi = createRequire(import.meta.url)("koffi") as Koffi;
   try {
     const program = koffi.load(null);
     // Addresses as numbers: converting a view costs as much as hashing 200 bytes.

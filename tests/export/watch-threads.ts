@@ -1,10 +1,11 @@
 /**
  * Loaded by `--import` before a command: counts the threads that it starts, and can have one fail. WATCH_THREADS names the file that
- * is told `{started, most}` at the end; with WATCH_FAIL=EIO the first read of data in a thread fails, with WATCH_FAIL=die each thread
- * is ended as it gets its work. The main thread, once others have work, waits for the failure before it reads.
+ * is told `{started, most}` at the end; with WATCH_FAIL=EIO the first read of data in a thread fails, with WATCH_FAIL=die it ends the
+ * thread. The main thread, once others have work, waits for the failure before it reads.
  */
 import fs, { writeFileSync } from "node:fs";
 import { syncBuiltinESMExports } from "node:module";
+import { exit } from "node:process";
 import { getEnvironmentData, isMainThread, setEnvironmentData, Worker } from "node:worker_threads";
 
 const KEY = "watch-threads";
@@ -17,7 +18,7 @@ const { WATCH_THREADS, WATCH_FAIL } = process.env;
 const original = fs.readSync;
 
 if (isMainThread) watch();
-else if (WATCH_FAIL === "EIO") failReads(new Int32Array(getEnvironmentData(KEY) as SharedArrayBuffer));
+else if (WATCH_FAIL !== undefined) failReads(new Int32Array(getEnvironmentData(KEY) as SharedArrayBuffer));
 
 function watch(): void {
   const failed = new Int32Array(new SharedArrayBuffer(4));
@@ -31,9 +32,8 @@ function watch(): void {
   if (WATCH_FAIL !== undefined) {
     const { postMessage } = Worker.prototype;
     Worker.prototype.postMessage = function (this: Worker, value: unknown) {
-      if (WATCH_FAIL === "die") return void this.terminate();
       postMessage.call(this, value);
-      holdReads(failed);
+      if (value !== null) holdReads(failed); // null: no work
     };
   }
   process.on("exit", () => writeFileSync(WATCH_THREADS!, JSON.stringify({ started, most })));
@@ -58,6 +58,7 @@ function failReads(failed: Int32Array): void {
     if (length < LEAST) return;
     Atomics.store(failed, 0, 1);
     Atomics.notify(failed, 0);
+    if (WATCH_FAIL === "die") exit();
     throw Object.assign(new Error("EIO: i/o error, read"), { code: "EIO", syscall: "read" });
   });
 }

@@ -149,6 +149,9 @@ export interface SerializedError {
   readonly code: ErrorCode | undefined;
   /** "ENOSPC" and the like, of a system error. */
   readonly errno: string | undefined;
+  /** Of an error of the system: what was called, and on which path. */
+  readonly syscall: string | undefined;
+  readonly path: string | undefined;
   readonly name: string;
   readonly message: string;
   readonly hint: string | undefined;

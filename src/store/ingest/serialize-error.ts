@@ -10,6 +10,8 @@ export function serializeError(error: unknown, depth = 0): SerializedError {
     return {
       code: undefined,
       errno: undefined,
+      syscall: undefined,
+      path: undefined,
       name: "Error",
       message: String(error),
       hint: undefined,
@@ -20,12 +22,19 @@ export function serializeError(error: unknown, depth = 0): SerializedError {
   return {
     code: error instanceof ShaleError ? error.code : undefined,
     errno: errnoOf(error),
+    syscall: textOf(error, "syscall"),
+    path: textOf(error, "path"),
     name: error.name,
     message: error.message,
     hint: error instanceof ShaleError ? error.hint : undefined,
     stack: error.stack,
     cause: error.cause === undefined || depth === DEPTH ? undefined : serializeError(error.cause, depth + 1),
   };
+}
+
+function textOf(error: Error, property: "syscall" | "path"): string | undefined {
+  const value: unknown = (error as Partial<Record<typeof property, unknown>>)[property];
+  return typeof value === "string" ? value : undefined;
 }
 
 /** A FormatError comes back as a ShaleError with the same code and message. */
@@ -40,7 +49,10 @@ export function deserializeError(error: SerializedError): Error {
   }
   const result = new Error(error.message, cause === undefined ? undefined : { cause });
   result.name = error.name;
-  if (error.errno !== undefined) Object.assign(result, { code: error.errno });
+  const { errno: code, syscall, path } = error;
+  for (const [name, value] of Object.entries({ code, syscall, path })) {
+    if (value !== undefined) Object.assign(result, { [name]: value });
+  }
   if (error.stack !== undefined) result.stack = error.stack;
   return result;
 }
