@@ -46,24 +46,25 @@ export function streamOutput(
   stream: NodeJS.WriteStream,
   options: { readonly unicode: boolean; readonly onReaderGone: () => void },
 ): Output {
-  let gone = false;
+  let failure: Error | undefined;
   // The callback of write() sees the error too; the listener keeps it from being thrown, also between writes.
   stream.on("error", (error: NodeJS.ErrnoException) => {
-    if (error.code !== "EPIPE") throw error;
-    gone = true;
-    options.onReaderGone();
+    failure = failureOf(error);
+    if (error.code === "EPIPE") options.onReaderGone();
   });
   return {
     columns: stream.isTTY ? stream.columns : undefined,
     unicode: options.unicode,
     write(chunk) {
       return new Promise((resolve, reject) => {
-        if (gone) return reject(new ReaderGone());
-        stream.write(chunk, (error?: NodeJS.ErrnoException | null) => {
-          if (!error) return resolve();
-          reject(error.code === "EPIPE" ? new ReaderGone() : error);
-        });
+        if (failure !== undefined) return reject(failure);
+        stream.write(chunk, (error?: NodeJS.ErrnoException | null) => (error ? reject(failureOf(error)) : resolve()));
       });
     },
   };
+}
+
+/** "Cannot write the output: no space left on device" is what is made of it. */
+function failureOf(error: NodeJS.ErrnoException): Error {
+  return error.code === "EPIPE" ? new ReaderGone() : Object.assign(error, { path: "the output" });
 }

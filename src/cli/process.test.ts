@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { execFile, spawn } from "node:child_process";
 import { once } from "node:events";
+import { closeSync, openSync } from "node:fs";
 import { join } from "node:path";
 import { describe, test } from "node:test";
 import { promisify } from "node:util";
@@ -66,6 +67,19 @@ describe("runProcess()", () => {
     const [code] = await once(child, "close");
     assert.equal(stderr, "");
     assert.equal(code, 0);
+  });
+
+  test("an output that takes no more is an error in one line", async () => {
+    const full = openSync("/dev/full", "w");
+    const child = spawn(process.execPath, [TEST_MAIN, "fail", "pipe"], { stdio: ["ignore", full, "pipe"] });
+    closeSync(full);
+    let stderr = "";
+    child.stderr!.on("data", (chunk: Buffer) => {
+      stderr += chunk.toString();
+    });
+    const [code] = await once(child, "close");
+    assert.equal(stderr, "shale: Cannot write the output: no space left on device\n");
+    assert.equal(code, 1);
   });
 
   test("the exit code is the command's, and the output is complete", async () => {

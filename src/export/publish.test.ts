@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
-import { readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { dirname, join } from "node:path";
 import { describe, test } from "node:test";
-import { tryLock, writeAt } from "../sys/index.ts";
+import { injectFault, tryLock, writeAt } from "../sys/index.ts";
 import { withTemporaryDirectory } from "../sys/testing/filesystems.ts";
 import { lockPath, type PublishOptions, publishWithSidecar } from "./publish.ts";
 import { type Sidecar, sidecarPath } from "./sidecar.ts";
@@ -40,6 +40,20 @@ describe("publishWithSidecar()", () => {
       assert.deepEqual(JSON.parse(JSON.stringify(found)), JSON.parse(readFileSync(sidecarPath(target), "utf8")));
       assert.deepEqual(readFileSync(target), OLD);
     }));
+
+  for (const kind of ["create", "write", "datasync"] as const) {
+    test(`leaves what is there when the new sidecar can't be stored: ${kind}`, () =>
+      withOld(async (target) => {
+        const described = readFileSync(sidecarPath(target));
+        {
+          using _ = injectFault({ kind, path: /\.json\.tmp$/, errno: "ENOSPC" });
+          await assert.rejects(publish(target, NEW, { request: "that" }), { code: "ENOSPC" });
+        }
+        assert.deepEqual(readFileSync(target), OLD);
+        assert.deepEqual(readFileSync(sidecarPath(target)), described);
+        assert.deepEqual(readdirSync(dirname(target)).sort(), ["disk", "disk.json"]);
+      }));
+  }
 
   const ANEW: readonly { why: string; request?: string; reuse?: boolean; spoil?: (target: string) => void }[] = [
     { why: "nobody said that it will do", reuse: false },

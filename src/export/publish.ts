@@ -13,11 +13,12 @@ import {
   linkIfAbsent,
   type Lock,
   rename,
+  type StagedFile,
   syncDirectory,
   tryLock,
   unlink,
 } from "../sys/index.ts";
-import { findExported, type Sidecar, sidecarPath, writeSidecar } from "./sidecar.ts";
+import { findExported, type Sidecar, sidecarPath, stageSidecar, writeSidecar } from "./sidecar.ts";
 
 /** Left for the file system's own bookkeeping when free space is checked beforehand. */
 const SPACE_RESERVE = 1 << 20;
@@ -47,10 +48,13 @@ export async function publishWithSidecar(
       const sidecar = findExported(target);
       if (sidecar?.request === request) return { path: target, sidecar, shared: true };
     }
-    const sidecar = await writeAndRename(target, write, () => {
+    using staged = new DisposableStack();
+    let described: StagedFile | undefined;
+    const sidecar = await writeAndRename(target, write, (made) => {
+      described = staged.use(stageSidecar(target, made));
       unlink(sidecarPath(target)); // none is better than that of another file, should we die before the new one is there
     });
-    writeSidecar(target, sidecar);
+    described?.commit();
     return { path: target, sidecar, shared: false };
   } finally {
     lock.release({ unlink: true });
@@ -97,7 +101,7 @@ export async function publishLink(
 async function writeAndRename<T>(
   target: string,
   write: (file: number) => Promise<T> | T,
-  beforeRename?: () => void,
+  beforeRename?: (made: T) => void,
 ): Promise<T> {
   // Without a name where the file system can: of a writer that is killed, hours and many GiB may be left otherwise.
   using file = createNewFile(target, PERMISSIONS, temporaryPath(target));
@@ -105,7 +109,7 @@ async function writeAndRename<T>(
   crashPoint("export:written");
   file.publish(() => {
     crashPoint("export:synced");
-    beforeRename?.();
+    beforeRename?.(result);
   });
   return result;
 }

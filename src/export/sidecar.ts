@@ -5,7 +5,7 @@
  */
 import { hash } from "node:crypto";
 import { ShaleError } from "../errors/index.ts";
-import { findFile, readFile, writeFileDurably } from "../sys/index.ts";
+import { findFile, readFile, type StagedFile, stageFile, writeFileDurably } from "../sys/index.ts";
 import type { ExportSource } from "./source.ts";
 import type { VerityInfo } from "./verity-image.ts";
 
@@ -67,6 +67,11 @@ export function encodeSidecar(sidecar: Sidecar): Uint8Array {
 
 export function writeSidecar(target: string, sidecar: Sidecar): void {
   writeFileDurably(sidecarPath(target), encodeSidecar(sidecar), PERMISSIONS);
+}
+
+/** As {@link writeSidecar}, in two steps: after the first one a full disk is no matter any more. */
+export function stageSidecar(target: string, sidecar: Sidecar): StagedFile {
+  return stageFile(sidecarPath(target), encodeSidecar(sidecar), PERMISSIONS);
 }
 
 /** Undefined when there is none. INVALID_ARGUMENT when the file is no sidecar of ours. */

@@ -186,6 +186,17 @@ export function startWriteback(fd: number, offset: number, length: number): void
  * and what a crash leaves is replaced by the next writer.
  */
 export function writeFileDurably(path: string, bytes: Uint8Array, permissions = 0o600): void {
+  using staged = stageFile(path, bytes, permissions);
+  staged.commit();
+}
+
+export interface StagedFile extends Disposable {
+  /** Gives the file its name, durably. */
+  commit(): void;
+}
+
+/** The first half of {@link writeFileDurably}: whatever may fail but for the renaming is behind. Dispose of it. */
+export function stageFile(path: string, bytes: Uint8Array, permissions = 0o600): StagedFile {
   const temporary = `${path}.tmp`;
   unlink(temporary);
   using onFailure = new DisposableStack();
@@ -197,9 +208,15 @@ export function writeFileDurably(path: string, bytes: Uint8Array, permissions = 
   } finally {
     closeFile(fd);
   }
-  rename(temporary, path);
-  onFailure.move();
-  syncDirectory(dirname(path));
+  const uncommitted = onFailure.move();
+  return {
+    commit() {
+      rename(temporary, path);
+      uncommitted.move();
+      syncDirectory(dirname(path));
+    },
+    [Symbol.dispose]: () => uncommitted.dispose(),
+  };
 }
 
 /** The whole file; RESOURCE_EXHAUSTED when it is larger than `limit` bytes, which is checked before memory is taken. */

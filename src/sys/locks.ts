@@ -59,12 +59,22 @@ export function tryLock(path: string, options: TryLockOptions = {}): Lock | unde
     try {
       if (!flockNow(fd, shared ? LOCK_SH : LOCK_EX, path)) return undefined;
       if (!isStillAt(fd, path)) continue;
-      if (!shared) writeHolder(fd, options.command);
+      if (!shared) writeHolderOrRemove(fd, path, options.command);
       keep = true;
       return lockOf(path, fd);
     } finally {
       if (!keep) closeFile(fd);
     }
+  }
+}
+
+/** On a full disk no empty lock file stays behind. */
+function writeHolderOrRemove(fd: number, path: string, command: string | undefined): void {
+  try {
+    writeHolder(fd, command);
+  } catch (error) {
+    unlink(path);
+    throw error;
   }
 }
 
