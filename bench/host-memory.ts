@@ -8,39 +8,44 @@ import { join } from "node:path";
 import { run } from "./process.ts";
 
 const PARAMETERS = "/sys/module/page_reporting/parameters";
-/** Free pages are reported once they were free for so long. Not in every kernel. */
-const DELAY = "min_free_ms";
-const HOURS_MS = "36000000";
+/**
+ * Free pages are reported once they were free for so long, or are so many. Not in every kernel; these are values that one which has
+ * them takes.
+ */
+const PUT_OFF: Readonly<Record<string, string>> = { min_free_ms: "300000", max_waiting_mib: "1000000" };
 /** Left alone, for whatever else needs some. */
 const SPARE = 2 * 2 ** 30;
 const CHUNK = 2 ** 28;
 
-/**
- * Has the host give all memory, and keeps it from taking it back, until disposed of. Nothing happens where there is no host that
- * does. What was done is told in a sentence, undefined for nothing.
- */
-export async function holdMemory(): Promise<{ readonly told: string | undefined } & Disposable> {
-  const path = join(PARAMETERS, DELAY);
-  if (!existsSync(path)) {
-    const told = existsSync(PARAMETERS) ? "given back to the host when freed, which slows down all writing" : undefined;
-    return { told, [Symbol.dispose]: () => {} };
+export interface HeldMemory extends Disposable {
+  /** What is done, for the report; undefined where there is nothing to do. */
+  readonly told: string | undefined;
+}
+
+/** Has the host give all memory, and keeps it from taking it back, until disposed of. */
+export async function holdMemory(): Promise<HeldMemory> {
+  using changed = new DisposableStack();
+  if (!existsSync(PARAMETERS)) return { told: undefined, [Symbol.dispose]: () => {} };
+  for (const [name, value] of Object.entries(PUT_OFF)) {
+    const path = join(PARAMETERS, name);
+    if (!existsSync(path)) return { told: "given back to the host", [Symbol.dispose]: () => {} };
+    const before = readFileSync(path, "utf8").trim();
+    writeFileSync(path, value);
+    changed.defer(() => writeFileSync(path, before));
   }
-  const before = readFileSync(path, "utf8").trim();
-  writeFileSync(path, HOURS_MS);
-  const held = { told: "kept from being given back to the host", [Symbol.dispose]: () => writeFileSync(path, before) };
-  try {
-    await touch(freeMemory() - SPARE);
-    return held;
-  } catch (error) {
-    held[Symbol.dispose]();
-    throw error;
-  }
+  await touch(freeMemory() - SPARE);
+  const held = changed.move();
+  return { told: "kept from being given back to the host", [Symbol.dispose]: () => held.dispose() };
 }
 
 /** In a process of its own, which gives it to the kernel again. */
 async function touch(bytes: number): Promise<void> {
-  const program = `const held = []; for (let i = 0; i < ${Math.floor(bytes / CHUNK)}; i++) held.push(Buffer.alloc(${CHUNK}, 1));`;
-  await run([process.execPath, "-e", program]);
+  const chunks = Math.max(0, Math.floor(bytes / CHUNK));
+  await run([
+    process.execPath,
+    "-e",
+    `const held = []; for (let i = 0; i < ${chunks}; i++) held.push(Buffer.alloc(${CHUNK}, 1));`,
+  ]);
 }
 
 function freeMemory(): number {

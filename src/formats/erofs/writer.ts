@@ -117,6 +117,9 @@ export function planErofs(
   };
 }
 
+/** Of the block sizes that images are written with. */
+const LARGEST_BLOCK = 4096;
+
 /** First block of each device in the unified space, which begins with the image itself, and the block after the last. */
 function placeDevices(
   devices: readonly ErofsDevice[],
@@ -133,7 +136,11 @@ function placeDevices(
   });
   if (next >= NULL_BLOCK) {
     const problem = `image and devices need ${next} blocks, limit ${NULL_BLOCK - 1}`;
-    throw new ShaleError("RESOURCE_EXHAUSTED", `Cannot write an EROFS image: ${problem}`);
+    throw new ShaleError("RESOURCE_EXHAUSTED", `Cannot write an EROFS image: ${problem}`, {
+      ...(blockSize < LARGEST_BLOCK && {
+        hint: `Blocks of ${LARGEST_BLOCK} bytes reach ${LARGEST_BLOCK / blockSize} times as far`,
+      }),
+    });
   }
   return { firstBlocks, endBlock: next };
 }
