@@ -90,6 +90,8 @@ export interface PublishOptions {
   /** In place of the layer's own. */
   readonly annotations?: Readonly<Record<string, string>>;
   readonly mediaType?: string;
+  /** "app" unless given. */
+  readonly repository?: string;
 }
 
 /** Puts an image of these layers on the server, as `HOST/app:TAG`. Gives the blobs. */
@@ -99,9 +101,10 @@ export function publish(
   layers: readonly ChunkedLayer[],
   options: PublishOptions = {},
 ): readonly Stored[] {
+  const { repository = "app" } = options;
   const blobs = layers.map(({ blob, mediaType = ZSTD_LAYER }, at) =>
     server.blob(
-      "app",
+      repository,
       blob,
       options.mediaType ?? mediaType,
       ...((at === 0 ? options.steps : undefined) ?? [parts(blob)]),
@@ -109,12 +112,12 @@ export function publish(
   );
   const rootfs = { type: "layers", diff_ids: layers.map(({ diffId }) => diffId) };
   const config = server.blob(
-    "app",
+    repository,
     Buffer.from(JSON.stringify({ architecture: "amd64", os: "linux", config: { Labels: { tag } }, rootfs })),
     CONFIG_TYPE,
   );
   const plain = ({ mediaType: type, digest, size }: Stored) => ({ mediaType: type, digest, size });
-  server.manifest("app", tag, {
+  server.manifest(repository, tag, {
     schemaVersion: 2,
     mediaType: MANIFEST_TYPE,
     config: plain(config),
