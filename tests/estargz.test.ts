@@ -13,7 +13,7 @@ import { promisify } from "node:util";
 import { openOciLayout } from "../src/archives/index.ts";
 import { convertImage } from "../src/images/convert.ts";
 import { decodeImageConfig, decodeManifest, type Manifest, parseReference } from "../src/oci/index.ts";
-import { estargzLayer, publish } from "../src/images/partial/testing/images.ts";
+import { estargzLayer, publish, withToc } from "../src/images/partial/testing/images.ts";
 import { startDockerRegistry } from "../src/registry/testing/docker-registry.ts";
 import { testClient } from "../src/registry/testing/fixtures.ts";
 import { startScriptedServer } from "../src/registry/testing/scripted-server.ts";
@@ -116,9 +116,15 @@ async function shown(root: string, name: string): Promise<Description> {
 }
 
 /** Runs `use` with the URL of a `shale serve` of this store. */
-async function whileServing<T>(root: string, args: readonly string[], use: (url: string) => Promise<T>): Promise<T> {
+async function whileServing<T>(
+  root: string,
+  args: readonly string[],
+  use: (url: string) => Promise<T>,
+  onLog: (text: string) => void = () => undefined,
+): Promise<T> {
   const words = [MAIN, "--root", root, "--json", "serve", "--addr", "127.0.0.1:0", ...args];
-  const server = spawn(process.execPath, words, { stdio: ["ignore", "pipe", "inherit"] });
+  const server = spawn(process.execPath, words, { stdio: ["ignore", "pipe", "pipe"] });
+  server.stderr.on("data", (chunk: Buffer) => onLog(String(chunk)));
   const exited = once(server, "exit");
   try {
     let text = "";
@@ -224,4 +230,40 @@ test("shale serve --tls-verify=false completes what is pulled while it serves, a
       assert.match(pulled, /1 layer fetched in parts/);
       assert.deepEqual(await servedLayers(url, "other", "third"), [layers[2]!.diffId]);
     });
+  }));
+
+test("what completes an image warns when the tar is not what the table of contents said", () =>
+  withTemporaryDirectory(async (directory) => {
+    const path = (name: string) => join(directory, name);
+    await using server = await startScriptedServer();
+    publish(server, "first", [await estargzLayer(tar(COMMON))]);
+    const honest = await estargzLayer(tar({ ...COMMON, own: noise(90_000, "own") }));
+    const layer = withToc(honest, (entries) => {
+      entries.find(({ name }) => name === "etc/small")!.mode = 0o4755;
+    });
+    publish(server, "second", [layer]);
+    const ref = `${server.host}/app:second`;
+    await shale(path("store"), "pull", `${server.host}/app:first`, ref);
+    const isWarning = (text: string) => {
+      assert.match(text, /is not what its table of contents said: etc\/small has mode 104755 /);
+      assert.ok(text.includes(layer.diffId) && text.includes(ref), text);
+    };
+    for (const [command, ...args] of [
+      ["save", ref, "-o", path("saved/")],
+      ["convert", "--to", "zstd:chunked", ref, "-o", path("converted/")],
+      ["export", "--format", "tar", "--layer", "0", ref, "-o", path("exported.tar")],
+    ]) {
+      const root = path(`store-${command}`);
+      cpSync(path("store"), root, { recursive: true });
+      const words = [MAIN, "--root", root, command!, ...args];
+      isWarning((await run(process.execPath, words)).stderr);
+      assert.doesNotMatch((await run(process.execPath, words)).stderr, /table of contents said/, "once");
+    }
+    let log = "";
+    const onLog = (text: string) => {
+      log += text;
+    };
+    const served = await whileServing(path("store"), [], (url) => servedLayers(url, "app", "second"), onLog);
+    assert.deepEqual(served, [layer.diffId]);
+    isWarning(log);
   }));
