@@ -13,8 +13,10 @@ import { promisify } from "node:util";
 import { openOciLayout } from "../src/archives/index.ts";
 import { convertImage } from "../src/images/convert.ts";
 import { decodeImageConfig, decodeManifest, type Manifest, parseReference } from "../src/oci/index.ts";
+import { estargzLayer, publish, withToc } from "../src/images/partial/testing/images.ts";
 import { startDockerRegistry } from "../src/registry/testing/docker-registry.ts";
 import { testClient } from "../src/registry/testing/fixtures.ts";
+import { startScriptedServer } from "../src/registry/testing/scripted-server.ts";
 import { isTocIdentity } from "../src/store/index.ts";
 import {
   assertSound,
@@ -27,6 +29,7 @@ import {
   writeImage,
 } from "../src/store/testing/fixtures.ts";
 import { isRoot } from "../src/sys/index.ts";
+import { withTemporaryDirectory } from "../src/sys/testing/filesystems.ts";
 import { type Description, describeMounts } from "./export/mounts.ts";
 import { startContainerd } from "./peers/containerd.ts";
 
@@ -112,10 +115,16 @@ async function shown(root: string, name: string): Promise<Description> {
   });
 }
 
-/** The digests of the layers that `shale serve` gives for tag v2, computed here. */
-async function servedLayers(root: string, repository: string): Promise<string[]> {
-  const words = [MAIN, "--root", root, "--json", "serve", "--addr", "127.0.0.1:0"];
-  const server = spawn(process.execPath, words, { stdio: ["ignore", "pipe", "inherit"] });
+/** Runs `use` with the URL of a `shale serve` of this store. */
+async function whileServing<T>(
+  root: string,
+  args: readonly string[],
+  use: (url: string) => Promise<T>,
+  onLog: (text: string) => void = () => undefined,
+): Promise<T> {
+  const words = [MAIN, "--root", root, "--json", "serve", "--addr", "127.0.0.1:0", ...args];
+  const server = spawn(process.execPath, words, { stdio: ["ignore", "pipe", "pipe"] });
+  server.stderr.on("data", (chunk: Buffer) => onLog(String(chunk)));
   const exited = once(server, "exit");
   try {
     let text = "";
@@ -124,19 +133,25 @@ async function servedLayers(root: string, repository: string): Promise<string[]>
       if (text.endsWith("}\n")) break;
     }
     const { url } = JSON.parse(text) as { url: string };
-    const answer = await fetch(`${url}/v2/${repository}/manifests/v2`);
-    assert.equal(answer.status, 200);
-    const { layers } = (await answer.json()) as { layers: { digest: string }[] };
-    const digests: string[] = [];
-    for (const { digest } of layers) {
-      const blob = await fetch(`${url}/v2/${repository}/blobs/${digest}`);
-      digests.push(`sha256:${sha256(Buffer.from(await blob.arrayBuffer()))}`);
-    }
-    return digests;
+    return await use(url);
   } finally {
     server.kill("SIGTERM");
     await exited;
   }
+}
+
+/** The digests of the layers that a registry gives for a tag, computed here. */
+async function servedLayers(url: string, repository: string, tag: string): Promise<string[]> {
+  const answer = await fetch(`${url}/v2/${repository}/manifests/${tag}`);
+  const text = await answer.text();
+  assert.equal(answer.status, 200, text);
+  const { layers } = JSON.parse(text) as { layers: { digest: string }[] };
+  const digests: string[] = [];
+  for (const { digest } of layers) {
+    const blob = await fetch(`${url}/v2/${repository}/blobs/${digest}`);
+    digests.push(`sha256:${sha256(Buffer.from(await blob.arrayBuffer()))}`);
+  }
+  return digests;
 }
 
 for (const [maker, make] of Object.entries(MAKERS)) {
@@ -177,7 +192,8 @@ for (const [maker, make] of Object.entries(MAKERS)) {
         saved.map((bytes) => `sha256:${sha256(bytes)}`),
         diffIds,
       );
-      assert.deepEqual(await servedLayers(path("serving"), "team/app"), diffIds);
+      const served = await whileServing(path("serving"), [], (url) => servedLayers(url, "team/app", "v2"));
+      assert.deepEqual(served, diffIds);
       for (const root of ["store", "serving"]) {
         await withStore(path(root), async (store) => {
           assert.deepEqual(
@@ -192,3 +208,62 @@ for (const [maker, make] of Object.entries(MAKERS)) {
     }
   });
 }
+
+test("shale serve --tls-verify=false completes what is pulled while it serves, also from a registry that it has not met", () =>
+  withTemporaryDirectory(async (directory) => {
+    const root = join(directory, "store");
+    await using one = await startScriptedServer();
+    await using other = await startScriptedServer();
+    const layers = await Promise.all(
+      ["one", "two", "three"].map((name) => estargzLayer(tar({ ...COMMON, [name]: noise(90_000, name) }))),
+    );
+    publish(one, "first", [layers[0]!]);
+    publish(one, "second", [layers[1]!]);
+    publish(other, "third", [layers[2]!], { repository: "other" });
+    // By this name it is no loopback address, of which http is expected anyway.
+    const host = other.host.replace("127.0.0.1", "0.0.0.0");
+    await shale(root, "pull", `${one.host}/app:first`);
+    await shale(root, "pull", `${one.host}/app:second`);
+    await whileServing(root, ["--tls-verify=false"], async (url) => {
+      assert.deepEqual(await servedLayers(url, "app", "second"), [layers[1]!.diffId]);
+      const pulled = await shale(root, "pull", "--tls-verify=false", `${host}/other:third`);
+      assert.match(pulled, /1 layer fetched in parts/);
+      assert.deepEqual(await servedLayers(url, "other", "third"), [layers[2]!.diffId]);
+    });
+  }));
+
+test("what completes an image warns when the tar is not what the table of contents said", () =>
+  withTemporaryDirectory(async (directory) => {
+    const path = (name: string) => join(directory, name);
+    await using server = await startScriptedServer();
+    publish(server, "first", [await estargzLayer(tar(COMMON))]);
+    const honest = await estargzLayer(tar({ ...COMMON, own: noise(90_000, "own") }));
+    const layer = withToc(honest, (entries) => {
+      entries.find(({ name }) => name === "etc/small")!.mode = 0o4755;
+    });
+    publish(server, "second", [layer]);
+    const ref = `${server.host}/app:second`;
+    await shale(path("store"), "pull", `${server.host}/app:first`, ref);
+    const isWarning = (text: string) => {
+      assert.match(text, /is not what its table of contents said: etc\/small has mode 104755 /);
+      assert.ok(text.includes(layer.diffId) && text.includes(ref), text);
+    };
+    for (const [command, ...args] of [
+      ["save", ref, "-o", path("saved/")],
+      ["convert", "--to", "zstd:chunked", ref, "-o", path("converted/")],
+      ["export", "--format", "tar", "--layer", "0", ref, "-o", path("exported.tar")],
+    ]) {
+      const root = path(`store-${command}`);
+      cpSync(path("store"), root, { recursive: true });
+      const words = [MAIN, "--root", root, command!, ...args];
+      isWarning((await run(process.execPath, words)).stderr);
+      assert.doesNotMatch((await run(process.execPath, words)).stderr, /table of contents said/, "once");
+    }
+    let log = "";
+    const onLog = (text: string) => {
+      log += text;
+    };
+    const served = await whileServing(path("store"), [], (url) => servedLayers(url, "app", "second"), onLog);
+    assert.deepEqual(served, [layer.diffId]);
+    isWarning(log);
+  }));

@@ -11,6 +11,7 @@ import {
   copyRange,
   createFileAt,
   dataRanges,
+  findAt,
   reflinkFile,
   shareRange,
   truncate,
@@ -76,13 +77,12 @@ export class FileWriter implements Disposable {
     const complete = this.#create(tree, directory, name, inode, wanted, path);
     // One that lacks something would be a source that is not what its name says.
     if (fingerprint === undefined || !complete || !this.#hardlink) return;
-    let gone = false;
-    const published = this.#unlessImpossible(() => {
-      gone = !this.#sources!.publish(fingerprint, wanted, directory, name, options);
-      return !gone;
-    });
-    if (published) this.#tally.published++;
-    if (gone) this.#create(tree, directory, name, inode, wanted, path);
+    if (this.#unlessImpossible(() => this.#sources!.publish(fingerprint, wanted, directory, name, options))) {
+      this.#tally.published++;
+    } else if (findAt(directory, name) === undefined) {
+      // Given up for another's source, which could not be linked then.
+      this.#create(tree, directory, name, inode, wanted, path);
+    }
   }
 
   #unlessImpossible(run: () => boolean): boolean {

@@ -22,12 +22,17 @@ import { displayName } from "./find.ts";
 import { LayerFetcher } from "./layer-fetcher.ts";
 import { openLayerSource } from "./layer-source.ts";
 import { type Progress, silentProgress } from "./progress.ts";
+import { findTreeDifference, type TocDifference } from "./toc-difference.ts";
+
+export { formatTocDifference, type TocDifference } from "./toc-difference.ts";
 
 export interface CompleteOptions {
   /** Where layers are completed from. Without it, an image that has to be completed is FAILED_PRECONDITION. */
   readonly registry?: () => Promise<RegistryClient>;
   readonly signal?: AbortSignal;
   readonly progress?: Progress;
+  /** Told of each layer that its table of contents showed as another tree than its tar is: the image has that one from then on. */
+  readonly onDifference?: (difference: TocDifference) => void;
 }
 
 /** Layers fetched at a time. */
@@ -84,10 +89,39 @@ async function completeManifest(
     },
     signal ? { signal } : {},
   );
+  for (const [position, { diffId }] of layers.entries()) {
+    await compare(operation, image, record.layers[position]!.diffId, diffId, options);
+  }
   const completed = manifestRecord(record.digest, record.config, record.platform, layers);
   operation.replaceLayers(completed);
   operation.indexLayers();
   return completed;
+}
+
+/**
+ * Looks whether the layer `identity`, which the image has referred to, is as `diffId`, and tells. No reason not to complete it: a
+ * whole pull gives the same, and what the publisher said twice and differently only he can make one.
+ */
+async function compare(
+  operation: StoreOperation,
+  image: string,
+  identity: DiffId,
+  diffId: DiffId,
+  { onDifference, signal }: CompleteOptions,
+): Promise<void> {
+  if (onDifference === undefined || identity === diffId) return;
+  const record = operation.claimLayer(identity);
+  if (record === undefined) return; // found damaged: it showed nothing
+  try {
+    using byToc = operation.openLayer(record);
+    using byTar = operation.openLayer(operation.getLayer(diffId));
+    const difference = await findTreeDifference(byToc, byTar, signal);
+    if (difference !== undefined) onDifference({ image, diffId, ...difference });
+  } catch (error) {
+    if (signal?.aborted || !ShaleError.is(error)) throw error;
+    // Damage of what is about to be replaced does not stand in the way of that.
+    onDifference({ image, diffId, path: undefined, what: error.message });
+  }
 }
 
 /** Resolves when the layer with this diffId is in the store. */

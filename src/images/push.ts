@@ -12,7 +12,7 @@ import { mapConcurrent } from "../async/index.ts";
 import { type Descriptor, type DiffId, type Digest, digestHex, type Reference } from "../oci/index.ts";
 import type { RegistryClient } from "../registry/index.ts";
 import type { Document, ManifestRecord, Store, StoreOperation } from "../store/index.ts";
-import { completeManifests } from "./complete.ts";
+import { completeManifests, type TocDifference } from "./complete.ts";
 import { getImage, getManifest } from "./find.ts";
 import { type EncodedLayer, LayerEncoder, type LayerEncoding } from "./layer-encoder.ts";
 import { type Progress, silentProgress } from "./progress.ts";
@@ -27,6 +27,8 @@ export interface PushOptions {
   readonly mountFrom?: string;
   readonly signal?: AbortSignal;
   readonly progress?: Progress;
+  /** As in CompleteOptions. */
+  readonly onDifference?: (difference: TocDifference) => void;
 }
 
 export interface PushResult {

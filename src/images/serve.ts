@@ -17,7 +17,6 @@ import { createHash, type Hash } from "node:crypto";
 import { mapConcurrent } from "../async/index.ts";
 import { ShaleError } from "../errors/index.ts";
 import { type DiffId, type Digest, formatDigest, isDigest, isIndexMediaType } from "../oci/index.ts";
-import type { RegistryClient } from "../registry/index.ts";
 import type { ContentProvider, ServedBlob, ServedManifest } from "../server/index.ts";
 import type { Document, ImageRecord, LayerRecord, ManifestRecord, Store, StoreOperation } from "../store/index.ts";
 import { type CompleteOptions, completeManifests, needsCompleting } from "./complete.ts";
@@ -26,11 +25,10 @@ import { readLayerTarRange, takeRange } from "./layer-tar.ts";
 import { Repositories, type Repository } from "./repositories.ts";
 import { type ExportedManifest, exportIndex, exportManifest } from "./rewrite.ts";
 
-export interface ServeOptions {
+/** `registry`: where layers that are verified by their TOC are completed from. */
+export interface ServeOptions extends Pick<CompleteOptions, "registry" | "onDifference"> {
   /** How layers travel; "none" unless given. "zstd" reads each layer once before its first manifest is sent. */
   readonly compression?: LayerEncoding;
-  /** Where layers that are verified by their TOC are completed from. */
-  readonly registry?: () => Promise<RegistryClient>;
 }
 
 /** A provider whose background work ends when it is disposed of, which comes before the store is closed. */
@@ -47,16 +45,16 @@ class Provider implements StoreProvider {
   readonly #store: Store;
   readonly #compression: LayerEncoding;
   readonly #encoder: LayerEncoder;
-  readonly #completion: Pick<CompleteOptions, "registry">;
+  readonly #completion: Pick<CompleteOptions, "registry" | "onDifference">;
   /** Images that are being completed, by name: requests for one share the work, which goes on when they lose their patience. */
   readonly #completing = new Map<string, Promise<readonly ManifestRecord[]>>();
   readonly #stop = new AbortController();
 
-  constructor(store: Store, { compression = "none", registry }: ServeOptions) {
+  constructor(store: Store, { compression = "none", ...completion }: ServeOptions) {
     this.#store = store;
     this.#compression = compression;
     this.#encoder = new LayerEncoder(store, compression);
-    this.#completion = registry === undefined ? {} : { registry };
+    this.#completion = completion;
   }
 
   listRepositories(): Iterable<string> {

@@ -24,8 +24,11 @@ import { Requests } from "./requests.ts";
 import { DEFAULT_RETRY, type RetryPolicy, withRetries } from "./retry.ts";
 
 export interface RegistryOptions {
-  /** Registries (as in a reference: "host[:port]") for which the user said --tls-verify=false: https unverified, else http. */
-  readonly insecure?: readonly string[];
+  /**
+   * Registries (as in a reference: "host[:port]") for which the user said --tls-verify=false: https unverified, else http.
+   * "all" for a client that asks none but those that the user meant.
+   */
+  readonly insecure?: readonly string[] | "all";
   /** Credentials from this file only. */
   readonly authFile?: string;
   /** In place of $DOCKER_CONFIG and ~/.docker. */
@@ -75,7 +78,7 @@ export class RegistryClient implements AsyncDisposable {
   readonly #policy: RetryPolicy;
   readonly #log: (event: RegistryEvent) => void;
   readonly #hostsDirs: readonly string[];
-  readonly #insecure: ReadonlySet<string>;
+  readonly #insecure: ReadonlySet<string> | "all";
   readonly #endpoints = new Map<string, readonly Endpoint[]>();
   readonly #abilities: RangeAbilities = new Map();
 
@@ -84,7 +87,7 @@ export class RegistryClient implements AsyncDisposable {
     this.#log = options.log ?? (() => {});
     this.#policy = { ...DEFAULT_RETRY, ...options.retry };
     this.#hostsDirs = options.hostsDirs ?? DEFAULT_HOSTS_DIRS;
-    this.#insecure = new Set(options.insecure);
+    this.#insecure = options.insecure === "all" ? "all" : new Set(options.insecure);
     this.#transport = new Transport({
       maxConnections: options.maxConnections ?? DEFAULT_CONNECTIONS,
       connectTimeoutMs: options.connectTimeoutMs ?? DEFAULT_CONNECT_TIMEOUT_MS,
@@ -258,7 +261,8 @@ export class RegistryClient implements AsyncDisposable {
   #endpointsOf(reference: Reference): readonly Endpoint[] {
     let endpoints = this.#endpoints.get(reference.host);
     if (endpoints === undefined) {
-      endpoints = loadEndpoints(reference.host, this.#hostsDirs, this.#insecure.has(reference.host));
+      const insecure = this.#insecure === "all" || this.#insecure.has(reference.host);
+      endpoints = loadEndpoints(reference.host, this.#hostsDirs, insecure);
       this.#endpoints.set(reference.host, endpoints);
     }
     return endpoints;

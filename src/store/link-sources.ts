@@ -128,7 +128,8 @@ export class LinkSources implements Disposable {
 
   /**
    * Makes the file at `name`, which is complete, the source `fingerprint`. When another has made it meanwhile, `name` becomes a
-   * name of that one instead; false when that failed, and then nothing has the name `name` any more.
+   * name of that one instead. False or an error (EXDEV, EMLINK, EPERM as link(2)) when neither can be done: then nothing may
+   * have the name `name` any more.
    */
   publish(
     fingerprint: ByteString,
@@ -147,12 +148,7 @@ export class LinkSources implements Disposable {
       closeFile(parent);
     }
     unlinkAt(directory, name);
-    try {
-      return this.link(fingerprint, expected, directory, name, options);
-    } catch (error) {
-      if (errnoOf(error) !== "EMLINK") throw error;
-      return false;
-    }
+    return this.link(fingerprint, expected, directory, name, options);
   }
 
   #openGroup(group: ByteString): number {

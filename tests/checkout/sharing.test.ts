@@ -1,5 +1,6 @@
 /** Files that checkouts share by hard link: what was written to is never handed on, and what nobody has is freed. */
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
 import {
   appendFileSync,
   chmodSync,
@@ -40,25 +41,26 @@ interface Place {
   readonly checkOut: (name: string, options?: CheckoutOptions, tag?: string) => Promise<CheckoutResult>;
 }
 
-function withPlace(use: (place: Place) => Promise<void>): Promise<void> {
-  return withTemporaryDirectory(async (scratch) => {
-    const layout = join(scratch, "layout");
-    writeImage(layout, "image", [tar(ORIGINAL)]);
-    writeImage(layout, "other", [tar({ ...ORIGINAL, plain: "other" })]);
-    await withStore(join(scratch, "store"), async (store) => {
-      for (const tag of ["image", "other"]) await pull(store, layout, tag);
-      const at = (name: string) => join(scratch, name);
-      await use({
-        store,
-        layout,
-        at,
-        async checkOut(name, options = {}, tag = "image") {
-          await using crew = new Crew(2);
-          using operation = store.begin("checkout");
-          const { manifest } = findImage(store, tag);
-          return await checkoutImage(operation, manifest, at(name), crew, { link: "hardlink", ...options });
-        },
-      });
+const withPlace = (use: (place: Place) => Promise<void>): Promise<void> =>
+  withTemporaryDirectory((scratch) => withPlaceIn(scratch, use));
+
+async function withPlaceIn(scratch: string, use: (place: Place) => Promise<void>): Promise<void> {
+  const layout = join(scratch, "layout");
+  writeImage(layout, "image", [tar(ORIGINAL)]);
+  writeImage(layout, "other", [tar({ ...ORIGINAL, plain: "other" })]);
+  await withStore(join(scratch, "store"), async (store) => {
+    for (const tag of ["image", "other"]) await pull(store, layout, tag);
+    const at = (name: string) => join(scratch, name);
+    await use({
+      store,
+      layout,
+      at,
+      async checkOut(name, options = {}, tag = "image") {
+        await using crew = new Crew(2);
+        using operation = store.begin("checkout");
+        const { manifest } = findImage(store, tag);
+        return await checkoutImage(operation, manifest, at(name), crew, { link: "hardlink", ...options });
+      },
     });
   });
 }
@@ -179,6 +181,92 @@ describe("link sources", () => {
       assert.notEqual(inode(at("a/plain")), inode(at("b/plain")));
     });
   });
+
+  test("that another checkout made meanwhile, and that can't be linked: the file is made once more", async () => {
+    await withPlace(async ({ store, layout, at, checkOut }) => {
+      await checkOut("a");
+      for (const errno of ["EPERM", "EXDEV", "EMLINK"]) {
+        const target = `after-${errno}`;
+        const end = await runDriver({
+          ...{ root: store.root, layout, tag: "image", target: at(target) },
+          options: { link: "hardlink" },
+          // The first source that is looked for, the third look into links/, is not seen, so that its file is published:
+          // that name is taken, and then the link fails.
+          env: { SHALE_FAULT: `stat@/links:3:ENOENT,link@/links/:2:${errno}` },
+        });
+        assert.equal(end.code, 0, end.stderr);
+        assert.ok(end.result?.code === undefined);
+        const { fallbacks, linked, published } = end.result!;
+        const others = Object.keys(ORIGINAL).length - 1;
+        assert.deepEqual(
+          { fallbacks, linked, published },
+          {
+            fallbacks: [`hardlink: ${errno}`],
+            linked: errno === "EMLINK" ? others : 0, // which is about one source, the others are about all
+            published: 0,
+          },
+        );
+        assert.deepEqual(describeTree(at(target), { links: false }), describeTree(at("a"), { links: false }), errno);
+      }
+    });
+  });
+});
+
+describe("link sources that the kernel refuses to link (EPERM)", needsRoot, () => {
+  /** Checks out "a", makes what `choose` answers immutable, checks out "b"; on a file system that knows the attribute. */
+  const withImmutable = (
+    choose: (links: string) => readonly string[],
+    use: (place: Place & { readonly fallbacks: readonly string[] }) => void,
+  ) =>
+    withLoopFilesystem("ext4", {}, (scratch) =>
+      withPlaceIn(scratch, async (place) => {
+        await place.checkOut("a");
+        const chosen = choose(join(place.store.root, "links"));
+        assert.ok(chosen.length > 0);
+        execFileSync("chattr", ["+i", ...chosen]);
+        try {
+          const { fallbacks } = await place.checkOut("b");
+          use({ ...place, fallbacks });
+          assert.deepEqual(
+            describeTree(place.at("b"), { links: false }),
+            describeTree(place.at("a"), { links: false }),
+          );
+        } finally {
+          execFileSync("chattr", ["-i", ...chosen]);
+        }
+      }),
+    );
+  const below = (directory: string) => readdirSync(directory, { recursive: true, withFileTypes: true });
+
+  test("since they are immutable: copies are made, and the reason is told", () =>
+    withImmutable(
+      (links) =>
+        below(links)
+          .filter((entry) => entry.isFile())
+          .map(({ parentPath, name }) => join(parentPath, name)),
+      ({ at, fallbacks }) => {
+        assert.deepEqual(fallbacks, ["hardlink: EPERM"]);
+        for (const name of Object.keys(ORIGINAL)) {
+          assert.notEqual(inode(at(`a/${name}`)), inode(at(`b/${name}`)), name);
+          assert.equal(statSync(at(`b/${name}`)).nlink, 1);
+        }
+      },
+    ));
+
+  test("since their directory takes no names: the files stay as they were made", () =>
+    withImmutable(
+      (links) => {
+        const groups = below(links).filter((entry) => entry.isDirectory());
+        for (const { parentPath, name } of groups) {
+          for (const source of readdirSync(join(parentPath, name))) rmSync(join(parentPath, name, source));
+        }
+        return groups.map(({ parentPath, name }) => join(parentPath, name));
+      },
+      ({ at, fallbacks }) => {
+        assert.deepEqual(fallbacks, ["hardlink: EPERM"]);
+        assert.equal(statSync(at("b/plain")).nlink, 1);
+      },
+    ));
 });
 
 describe("a file that could not get all that it should have", needsRoot, () => {

@@ -65,7 +65,7 @@ and named.
     }
     const { registryAccess } = await import("./registry-access.ts");
     const { convertImage } = await import("../../images/convert.ts");
-    const { hostsToComplete } = await import("../../images/complete.ts");
+    const { formatTocDifference, hostsToComplete } = await import("../../images/complete.ts");
     const { getImage } = await import("../../images/find.ts");
     await using store = await openStore(context);
     const [ref] = positionals as readonly [string];
@@ -78,6 +78,7 @@ and named.
       to: values.to,
       output,
       registry: registry.client,
+      onDifference: (difference) => log.warn(formatTocDifference(difference)),
       signal,
       progress,
       ...(values.level === undefined ? {} : { level: values.level }),

@@ -8,6 +8,7 @@ import type {
   KataVolume,
   TarfsExport,
 } from "../../export/index.ts";
+import type { TocDifference } from "../../images/complete.ts";
 import { displayName } from "../../images/find.ts";
 import type { ManifestRecord, Store, StoreOperation } from "../../store/index.ts";
 import { type Context, defineCommand, type ValuesOf } from "../command.ts";
@@ -139,10 +140,11 @@ async function withTars(
   name: string,
   manifest: ManifestRecord,
 ): Promise<ManifestRecord> {
-  const { completeManifests, hostsToComplete } = await import("../../images/complete.ts");
+  const { completeManifests, formatTocDifference, hostsToComplete } = await import("../../images/complete.ts");
   const { registryAccess } = await import("./registry-access.ts");
   await using registry = registryAccess(values, { log, hosts: () => hostsToComplete(store, [manifest]) });
-  const options = { registry: registry.client, progress, signal };
+  const onDifference = (difference: TocDifference) => log.warn(formatTocDifference(difference));
+  const options = { registry: registry.client, progress, signal, onDifference };
   const [complete] = await completeManifests(store, operation, name, [manifest], options);
   return complete!;
 }

@@ -49,7 +49,7 @@ For layers that clients can fetch in parts (zstd:chunked, eStargz), see shale co
     if (reference.digest !== undefined) throw new UsageError("Cannot push to a digest", "name a tag");
     const { pushImage } = await import("../../images/push.ts");
     const { registryAccess } = await import("./registry-access.ts");
-    const { hostsToComplete } = await import("../../images/complete.ts");
+    const { formatTocDifference, hostsToComplete } = await import("../../images/complete.ts");
     const { getImage } = await import("../../images/find.ts");
     await using store = await openStore(context);
     const records = () => store.manifestsOf(getImage(store, name).name);
@@ -57,6 +57,7 @@ For layers that clients can fetch in parts (zstd:chunked, eStargz), see shale co
     await using registry = registryAccess(values, { log, hosts });
     const pushed = await pushImage(store, name, await registry.client(), reference, {
       compression: values.compression,
+      onDifference: (difference) => log.warn(formatTocDifference(difference)),
       signal,
       progress,
       ...(values.platform === undefined ? {} : { platform: values.platform }),

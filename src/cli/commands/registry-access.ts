@@ -13,11 +13,17 @@ export interface RegistryAccess extends AsyncDisposable {
   client(): Promise<RegistryClient>;
 }
 
-/** `hosts` are those that --tls-verify=false is about; asked for when the client is made. */
-export function registryAccess(
-  values: ValuesOf<typeof REGISTRY>,
-  options: { readonly log: Log; readonly hosts: () => readonly string[]; readonly maxConnections?: number },
-): RegistryAccess {
+export interface RegistryAccessOptions {
+  readonly log: Log;
+  /**
+   * Those that --tls-verify=false is about, asked for when the client is made; "all" where the client outlives such a list, and
+   * is used for nothing else.
+   */
+  readonly hosts: (() => readonly string[]) | "all";
+  readonly maxConnections?: number;
+}
+
+export function registryAccess(values: ValuesOf<typeof REGISTRY>, options: RegistryAccessOptions): RegistryAccess {
   let made: Promise<RegistryClient> | undefined;
   const make = async () => {
     const { RegistryClient } = await import("../../registry/index.ts");
@@ -36,15 +42,12 @@ export function registryAccess(
   };
 }
 
-export function registryOptions(
-  values: ValuesOf<typeof REGISTRY>,
-  options: { readonly log: Log; readonly hosts: () => readonly string[]; readonly maxConnections?: number },
-): RegistryOptions {
+export function registryOptions(values: ValuesOf<typeof REGISTRY>, options: RegistryAccessOptions): RegistryOptions {
   const authFile = values["auth-file"];
   const hostsDir = values["hosts-dir"];
-  const { maxConnections } = options;
+  const { hosts, maxConnections } = options;
   return {
-    ...(values["tls-verify"] ? {} : { insecure: [...new Set(options.hosts())] }),
+    ...(values["tls-verify"] ? {} : { insecure: hosts === "all" ? hosts : [...new Set(hosts())] }),
     ...(authFile === undefined ? {} : { authFile }),
     ...(hostsDir === undefined ? {} : { hostsDirs: [hostsDir] }),
     ...(maxConnections === undefined ? {} : { maxConnections }),

@@ -387,6 +387,8 @@ describe("registryOptions()", () => {
     const hosts = () => ["a:1", "a:1", "b"];
     assert.equal(registryOptions(values, { log, hosts }).insecure, undefined);
     assert.deepEqual(registryOptions({ ...values, "tls-verify": false }, { log, hosts }).insecure, ["a:1", "b"]);
+    assert.equal(registryOptions(values, { log, hosts: "all" }).insecure, undefined);
+    assert.equal(registryOptions({ ...values, "tls-verify": false }, { log, hosts: "all" }).insecure, "all");
   });
   test("files and connections are passed on", () => {
     const given = { ...values, "auth-file": "/auth", "hosts-dir": "/hosts" };

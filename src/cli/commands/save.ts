@@ -69,7 +69,7 @@ beside is fetched first, from the registry that it came from.
     }
     const { saveImages } = await import("../../images/save.ts");
     const { getImage } = await import("../../images/find.ts");
-    const { hostsToComplete } = await import("../../images/complete.ts");
+    const { formatTocDifference, hostsToComplete } = await import("../../images/complete.ts");
     const { registryAccess } = await import("./registry-access.ts");
     await using store = await openStore(context);
     const hosts = () =>
@@ -77,6 +77,7 @@ beside is fetched first, from the registry that it came from.
     await using registry = registryAccess(values, { log: context.log, hosts });
     const result = await saveImages(store, positionals, {
       registry: registry.client,
+      onDifference: (difference) => context.log.warn(formatTocDifference(difference)),
       output: toStdout ? (bytes) => stdout.write(bytes) : output,
       compression: values.compression,
       signal,

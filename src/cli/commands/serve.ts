@@ -58,15 +58,15 @@ beside is fetched from the registry that it came from when its image is first as
     const { storeProvider } = await import("../../images/serve.ts");
     const { startRegistry } = await import("../../server/index.ts");
     await using store = await openStore(context);
-    const { hostsToComplete } = await import("../../images/complete.ts");
+    const { formatTocDifference } = await import("../../images/complete.ts");
     const { registryAccess } = await import("./registry-access.ts");
-    const hosts = () =>
-      hostsToComplete(
-        store,
-        store.listImages().flatMap(({ name }) => store.manifestsOf(name)),
-      );
-    await using origins = registryAccess(values, { log, hosts });
-    await using provider = storeProvider(store, { compression: values.compression, registry: origins.client });
+    // Only what layers are completed from is asked. Images that are pulled while it serves may come from other registries.
+    await using origins = registryAccess(values, { log, hosts: "all" });
+    await using provider = storeProvider(store, {
+      compression: values.compression,
+      registry: origins.client,
+      onDifference: (difference) => log.warn(formatTocDifference(difference)),
+    });
     await using registry = await startRegistry(provider, {
       ...address,
       log: (record) => logAccess(log, record),

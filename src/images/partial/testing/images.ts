@@ -5,7 +5,9 @@ import { join } from "node:path";
 import { gunzipSync, gzipSync } from "node:zlib";
 import { displayBytes } from "../../../bytes/index.ts";
 import { frameCompressor } from "../../../formats/compression/index.ts";
+import type { ErofsWalkEntry } from "../../../formats/erofs/index.ts";
 import { EstargzWriter } from "../../../formats/estargz/index.ts";
+import { FileType, type Xattr } from "../../../formats/layer-index/index.ts";
 import { encodeTarHeader, TAR_END, tarPadding } from "../../../formats/tar/index.ts";
 import { ESTARGZ_FOOTER_SIZE, TocAnnotation } from "../../../formats/toc/index.ts";
 import { encodeEstargzFooter, memorySpool } from "../../../formats/toc/writing.ts";
@@ -90,6 +92,8 @@ export interface PublishOptions {
   /** In place of the layer's own. */
   readonly annotations?: Readonly<Record<string, string>>;
   readonly mediaType?: string;
+  /** "app" unless given. */
+  readonly repository?: string;
 }
 
 /** Puts an image of these layers on the server, as `HOST/app:TAG`. Gives the blobs. */
@@ -99,9 +103,10 @@ export function publish(
   layers: readonly ChunkedLayer[],
   options: PublishOptions = {},
 ): readonly Stored[] {
+  const { repository = "app" } = options;
   const blobs = layers.map(({ blob, mediaType = ZSTD_LAYER }, at) =>
     server.blob(
-      "app",
+      repository,
       blob,
       options.mediaType ?? mediaType,
       ...((at === 0 ? options.steps : undefined) ?? [parts(blob)]),
@@ -109,12 +114,12 @@ export function publish(
   );
   const rootfs = { type: "layers", diff_ids: layers.map(({ diffId }) => diffId) };
   const config = server.blob(
-    "app",
+    repository,
     Buffer.from(JSON.stringify({ architecture: "amd64", os: "linux", config: { Labels: { tag } }, rootfs })),
     CONFIG_TYPE,
   );
   const plain = ({ mediaType: type, digest, size }: Stored) => ({ mediaType: type, digest, size });
-  server.manifest("app", tag, {
+  server.manifest(repository, tag, {
     schemaVersion: 2,
     mediaType: MANIFEST_TYPE,
     config: plain(config),
@@ -166,26 +171,43 @@ export function layerIndexOf(store: Store, name: string): string[][] {
 }
 
 export function treeIndexOf(operation: StoreOperation, diffId: DiffId): string[] {
-  using tree = operation.openLayer(operation.getLayer(diffId));
-  const { reader } = tree;
-  const lines: string[] = [];
   const links = new Map<number, string>();
-  for (const { path, inode } of reader.walk()) {
+  return readTree(operation, diffId, ({ path, inode, xattrs, target, content }) => {
     const first = links.get(inode.nid);
-    if (first !== undefined) {
-      lines.push(`${displayBytes(path)} = ${first}`);
-      continue;
-    }
+    if (first !== undefined) return `${displayBytes(path)} = ${first}`;
     links.set(inode.nid, displayBytes(path));
     const { mode, uid, gid, size, links: count, mtimeSeconds, mtimeNanoseconds, rdevMajor, rdevMinor } = inode;
     const numbers = [mode, uid, gid, size, count, mtimeSeconds, mtimeNanoseconds, rdevMajor, rdevMinor].join(" ");
-    const xattrs = reader.xattrs(inode).map(({ name: key, value }) => `${displayBytes(key)}=${displayBytes(value)}`);
-    const hash = createHash("sha256");
-    const isFile = (mode & 0o170000) === 0o100000;
-    for (let at = 0; isFile && at < size; at += 1 << 20) hash.update(reader.read(inode, at, 1 << 20));
-    lines.push(`${displayBytes(path)} ${numbers} ${xattrs.join(",")} ${hash.digest("hex")}`);
-  }
-  return lines;
+    const pairs = xattrs.map(({ name, value }) => `${displayBytes(name)}=${displayBytes(value)}`);
+    return `${displayBytes(path)} ${numbers} ${pairs.join(",")} ${target ?? content ?? ""}`;
+  });
+}
+
+export interface ReadEntry extends ErofsWalkEntry {
+  readonly xattrs: readonly Xattr[];
+  readonly target: string | undefined;
+  /** SHA-256 of a regular file. */
+  readonly content: string | undefined;
+}
+
+/** What `use` makes of each entry of a layer, in the order of the tree. */
+export function readTree<T>(operation: StoreOperation, diffId: DiffId, use: (entry: ReadEntry) => T): T[] {
+  using tree = operation.openLayer(operation.getLayer(diffId));
+  const { reader } = tree;
+  return Array.from(reader.walk(), (entry) => {
+    const { inode } = entry;
+    const type = inode.mode & FileType.MASK;
+    const content = type === FileType.REGULAR ? createHash("sha256") : undefined;
+    for (let at = 0; content !== undefined && at < inode.size; at += 1 << 20) {
+      content.update(reader.read(inode, at, 1 << 20));
+    }
+    return use({
+      ...entry,
+      xattrs: reader.xattrs(inode),
+      target: type === FileType.SYMLINK ? reader.readlink(inode) : undefined,
+      content: content?.digest("hex"),
+    });
+  });
 }
 
 /** An entry of a TOC as it is written. */
