@@ -45,3 +45,23 @@ export interface InflateStep {
   /** CRC-32 (RFC 1952, 8) of all bytes of this deflate stream; meaningful when `ended`. */
   readonly crc32: number;
 }
+
+/** What decompresses many zstd frames in one go, where the machine has something for it. */
+export interface FramesBackend {
+  readonly name: string;
+  /** A new decoder. Each has its own state; several may be at work at a time. */
+  open(): FramesDecoder;
+}
+
+/** Not to be called again before the last call has settled. */
+export interface FramesDecoder {
+  /**
+   * Decompresses `frames`, which are whole zstd frames one behind another, into `room`, on another thread; their checksums are compared.
+   * The number of bytes; undefined when they are damaged or `room` is too small: nothing else is told about either.
+   */
+  decompress(frames: Uint8Array, room: Uint8Array): Promise<number | undefined>;
+  /** The same on the calling thread, for a few KiB. */
+  decompressSync(frames: Uint8Array, room: Uint8Array): number | undefined;
+  /** Frees everything. Not to be called while a call is under way. */
+  close(): void;
+}

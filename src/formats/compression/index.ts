@@ -20,10 +20,11 @@
  * what follows a gzip member and begins with a zero byte, and of several zstd frames in one write, Node 24 decodes one.
  *
  * Pure but for the thread pool: no files, network, clock or randomness. Backends: {@link zlibInflate} is always there;
- * `loadIsal()` of sys/isal.ts gives a faster one for gzip where the machine has libisal.
+ * `loadIsal()` of sys/isal.ts gives a faster one for gzip where the machine has libisal, `loadZstdFrames()` of sys/zstd-frames.ts one
+ * for the many small frames of zstd:chunked.
  */
 import { throwIfAborted } from "../../async/index.ts";
-import type { InflateBackend } from "./backend.ts";
+import type { FramesBackend, InflateBackend } from "./backend.ts";
 import { gunzip } from "./gzip.ts";
 import { type Compression, compressionName } from "./detect.ts";
 import { InputReader } from "./input.ts";
@@ -31,7 +32,7 @@ import { overLimit, type PieceSettings, producePieces } from "./pieces.ts";
 import { unzstd } from "./zstd.ts";
 import { zlibInflate } from "./zlib-inflate.ts";
 
-export type { InflateBackend, Inflater, InflateStep } from "./backend.ts";
+export type { FramesBackend, FramesDecoder, InflateBackend, Inflater, InflateStep } from "./backend.ts";
 export { type Compression, detectCompression } from "./detect.ts";
 export {
   type CompressedBatch,
@@ -56,6 +57,8 @@ export { parseZstdFrameHeader, ZSTD_WINDOW_MAX, type ZstdFrameHeader } from "./z
 export interface DecompressOptions {
   /** Inflates gzip members; default {@link zlibInflate}. */
   readonly inflate?: InflateBackend;
+  /** Decompresses zstd frames that are at hand together; without it each is taken by itself. */
+  readonly frames?: FramesBackend | undefined;
   readonly signal?: AbortSignal;
   /** More decompressed bytes than this are FormatError RESOURCE_EXHAUSTED; default no limit. */
   readonly maximumSize?: number;
@@ -70,14 +73,14 @@ export function decompress(
   compression: Compression,
   options: DecompressOptions = {},
 ): AsyncIterableIterator<Uint8Array> {
-  const { inflate = zlibInflate, signal, maximumSize = Number.POSITIVE_INFINITY } = options;
+  const { inflate = zlibInflate, frames, signal, maximumSize = Number.POSITIVE_INFINITY } = options;
   const settings = { format: compressionName(compression), maximumSize, signal };
   if (compression === "none") return passThrough(source, settings);
   return producePieces(settings, async (sink) => {
     const input = new InputReader(source, settings.format, signal);
     try {
       if (compression === "gzip") await gunzip(input, sink, inflate);
-      else await unzstd(input, sink);
+      else await unzstd(input, sink, frames);
     } finally {
       await input.close();
     }

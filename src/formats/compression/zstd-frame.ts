@@ -15,6 +15,7 @@ const CHECKSUM_SIZE = 4;
 /** 3.1.1.2.4: Block_Maximum_Size is the smaller of Window_Size and this. */
 const BLOCK_MAX = 128 * 1024;
 const BLOCK_RLE = 1;
+const BLOCK_COMPRESSED = 2;
 const BLOCK_RESERVED = 3;
 /** 3.1.1.1.3 and 3.1.1.1.4: field sizes by flag value. */
 const DICTIONARY_ID_SIZES = [0, 1, 2, 4] as const;
@@ -125,6 +126,7 @@ export class ZstdBlockWalker {
   /** Bytes to step over before the next block header, or before the end when `#last`. */
   #skip = 0;
   #last = false;
+  #contentMax = 0;
   /** A block header that was cut: its bytes so far. */
   #partial = 0;
   #partialSize = 0;
@@ -140,6 +142,11 @@ export class ZstdBlockWalker {
   /** Whether the whole frame was walked. */
   get done(): boolean {
     return this.#last && this.#skip === 0;
+  }
+
+  /** So many bytes are in the blocks so far, at most, whatever the frame header says. */
+  get contentMax(): number {
+    return this.#contentMax;
   }
 
   /** Walks on and gives the number of bytes that belong to the frame. All of them, unless `done`. Throws FormatError. */
@@ -170,6 +177,7 @@ export class ZstdBlockWalker {
       const problem = `must be at most ${this.#blockMax}: current value is ${size}`;
       throw new FormatError(FORMAT, "block size", problem, { offset });
     }
+    this.#contentMax += type === BLOCK_COMPRESSED ? this.#blockMax : size;
     this.#last = (header & 1) !== 0;
     this.#skip = type === BLOCK_RLE ? 1 : size;
     if (this.#last && this.#checksum) this.#skip += CHECKSUM_SIZE;

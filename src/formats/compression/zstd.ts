@@ -1,11 +1,12 @@
 /**
- * Decompression of a zstd stream, frame by frame (RFC 8878, 3): small frames at once on this thread, others by a
- * node:zlib stream each, which is given exactly the bytes of its frame.
+ * Decompression of a zstd stream, frame by frame (RFC 8878, 3): frames that are at hand together on another thread where a backend
+ * can, else small ones at once on this thread; others by a node:zlib stream each, which is given exactly the bytes of its frame.
  */
 import { createZstdDecompress, constants as zlibConstants, zstdDecompressSync } from "node:zlib";
 import { FormatError } from "../../errors/index.ts";
+import type { FramesBackend, FramesDecoder } from "./backend.ts";
 import { InputReader } from "./input.ts";
-import type { PieceSink } from "./pieces.ts";
+import { PIECE_SIZE, type PieceSink } from "./pieces.ts";
 import { STREAM_OPTIONS, StreamPump } from "./pump.ts";
 import { parseZstdFrameHeader, ZSTD_WINDOW_MAX, ZstdBlockWalker, type ZstdFrameHeader } from "./zstd-frame.ts";
 
@@ -15,6 +16,8 @@ import { parseZstdFrameHeader, ZSTD_WINDOW_MAX, ZstdBlockWalker, type ZstdFrameH
  */
 const SMALL_COMPRESSED = 32 * 1024;
 const SMALL = 64 * 1024;
+/** Frames with fewer bytes together are not worth a hand-over to another thread. */
+const BATCH_MINIMUM = 16 * 1024;
 const PARAMS = { [zlibConstants.ZSTD_d_windowLogMax]: Math.log2(ZSTD_WINDOW_MAX) };
 
 export interface ZstdFrame {
@@ -51,10 +54,20 @@ export async function* scanZstdFrames(
 }
 
 /** Decompresses `input` to its end into `sink`. */
-export async function unzstd(input: InputReader, sink: PieceSink): Promise<void> {
+export async function unzstd(input: InputReader, sink: PieceSink, backend?: FramesBackend): Promise<void> {
+  const batches = backend && new Batches(backend.open());
+  try {
+    await decodeFrames(input, sink, batches);
+  } finally {
+    batches?.close();
+  }
+}
+
+async function decodeFrames(input: InputReader, sink: PieceSink, batches: Batches | undefined): Promise<void> {
   for (let first = true; first || (await hasNext(input)); first = false) {
     const offset = input.offset;
     const header = await readHeader(input);
+    if (await batches?.decode(input, sink)) continue;
     if (header.kind === "skippable") {
       input.advance(header.size);
       await skip(input, header.dataSize);
@@ -73,6 +86,59 @@ export async function unzstd(input: InputReader, sink: PieceSink): Promise<void>
     }
     if (!(await decodeAtOnce(input, sink, header))) await decodeStreaming(input, sink, header, offset);
   }
+}
+
+/** Several frames at a time: zstd:chunked has one for each file, or for each 64 KiB of one. */
+class Batches {
+  readonly #decoder: FramesDecoder;
+  /** Of the stream. Something before it can't be decompressed: frame by frame, it is found out what. */
+  #damagedUntil = 0;
+
+  constructor(decoder: FramesDecoder) {
+    this.#decoder = decoder;
+  }
+
+  /** Decompresses the whole frames that are at hand, up to a piece; false, with nothing done, where there are too few. */
+  async decode(input: InputReader, sink: PieceSink): Promise<boolean> {
+    if (input.offset < this.#damagedUntil) return false;
+    const { size, room } = findFrames(input.rest, input.offset);
+    if (size < BATCH_MINIMUM) return false;
+    await sink.reserve(room);
+    const produced = await this.#decoder.decompress(input.rest.subarray(0, size), sink.room().subarray(0, room));
+    if (produced === undefined) {
+      this.#damagedUntil = input.offset + size;
+      return false;
+    }
+    input.advance(size);
+    await sink.advance(produced);
+    return true;
+  }
+
+  close(): void {
+    this.#decoder.close();
+  }
+}
+
+/** Bytes of the whole frames that `bytes` begins with, and of the room that they need: a piece at most. */
+function findFrames(bytes: Uint8Array, streamOffset: number): { readonly size: number; readonly room: number } {
+  let size = 0;
+  let room = 0;
+  try {
+    while (size < bytes.length) {
+      const header = parseZstdFrameHeader(bytes, size, streamOffset);
+      if (header?.kind !== "frame" || header.dictionaryId !== 0 || header.windowSize > ZSTD_WINDOW_MAX) break;
+      const start = size + header.size;
+      const walker = new ZstdBlockWalker(header, streamOffset + start);
+      const length = walker.walk(bytes.subarray(start));
+      const content = header.contentSize ?? walker.contentMax;
+      if (!walker.done || room + content > PIECE_SIZE) break;
+      size = start + length;
+      room += content;
+    }
+  } catch (error) {
+    if (!(error instanceof FormatError)) throw error; // told when that frame's turn comes
+  }
+  return { size, room };
 }
 
 async function hasNext(input: InputReader): Promise<boolean> {

@@ -15,9 +15,10 @@ import { join } from "node:path";
 import { once } from "node:events";
 import { type ByteRange, displayBytes } from "../../bytes/index.ts";
 import { errnoOf, FormatError, ShaleError } from "../../errors/index.ts";
-import { decompress, decompressZstdChunk, gunzipAtOnce } from "../../formats/compression/index.ts";
+import { decompress, decompressZstdChunk, type FramesDecoder, gunzipAtOnce } from "../../formats/compression/index.ts";
 import { LayerToc, type TocChunk, type TocPayload } from "../../formats/toc/index.ts";
 import { closeFile, crashPoint, makeDirectory, openFile, readAt } from "../../sys/index.ts";
+import { loadZstdFrames } from "../../sys/zstd-frames.ts";
 import type { Database } from "../database.ts";
 import { Layout } from "../layout.ts";
 import { LIMITS } from "../limits.ts";
@@ -82,7 +83,8 @@ export async function assemble(
     const plan = planner.finish();
     const arrived = await offer(job, plan);
     if (arrived === undefined) return { kind: "declined", plan: plan.summary };
-    return await new Assembly(job, file, toc, plan, content, arrived, check, signal).run(dedupe);
+    using assembly = new Assembly(job, file, toc, plan, content, arrived, check, signal);
+    return await assembly.run(dedupe);
   } finally {
     closeFile(file);
     job.port.close();
@@ -102,7 +104,7 @@ async function offer(job: AssembleJob, plan: LayerPlan): Promise<SharedArrayBuff
   return arrived;
 }
 
-class Assembly {
+class Assembly implements Disposable {
   readonly #job: AssembleJob;
   readonly #file: number;
   readonly #toc: LayerToc;
@@ -118,6 +120,7 @@ class Assembly {
   #chunk = 0;
   #compressed: Buffer = Buffer.alloc(0);
   #skipped = 0;
+  readonly #frames: FramesDecoder | undefined;
   /** The member that was decompressed last, where several chunks are in it. */
   #member: { readonly offset: number; readonly bytes: Uint8Array } | undefined;
 
@@ -140,6 +143,11 @@ class Assembly {
     this.#check = check;
     this.#signal = signal;
     this.#consumed = new BigInt64Array(job.control);
+    this.#frames = toc.location.format === "zstd:chunked" ? loadZstdFrames()?.open() : undefined;
+  }
+
+  [Symbol.dispose](): void {
+    this.#frames?.close();
   }
 
   async run(dedupe: ReturnType<typeof storeDedupeIndex>): Promise<AssembleOutcome> {
@@ -348,7 +356,7 @@ class Assembly {
       return member.subarray(innerOffset, last);
     }
     try {
-      return decompressZstdChunk(bytes, size);
+      return decompressZstdChunk(bytes, size, this.#frames);
     } catch (error) {
       // Damaged, or of several frames, which a stream takes: it tells which.
       if (error instanceof FormatError) return undefined;

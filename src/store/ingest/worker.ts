@@ -13,6 +13,7 @@ import { TarDecoder } from "../../formats/tar/index.ts";
 import { decodeEstargzFooter, ESTARGZ_FOOTER_SIZE, type TocLocation } from "../../formats/toc/index.ts";
 import { closeFile, makeDirectory, openFile, readAt } from "../../sys/index.ts";
 import { loadIsal } from "../../sys/isal.ts";
+import { loadZstdFrames } from "../../sys/zstd-frames.ts";
 import { Database } from "../database.ts";
 import { LIMITS } from "../limits.ts";
 import { writeMerged } from "../merge-image.ts";
@@ -126,6 +127,7 @@ async function ingest(
   try {
     for await (const piece of decompress(counted(), compression, {
       inflate,
+      ...(compression === "zstd" && { frames: loadZstdFrames() }),
       signal,
       maximumSize: LIMITS.layerTarSize,
     })) {
