@@ -6,7 +6,8 @@ import { RecipeReader } from "../formats/tar-recipe/index.ts";
 import { LayerToc } from "../formats/toc/index.ts";
 import { type FileSource, fileSource } from "../sys/index.ts";
 import type { StoreContext } from "./context.ts";
-import { parseTocLocation, readTocRegion } from "./ingest/toc-file.ts";
+import { readTocRegion } from "./ingest/toc-file.ts";
+import { parseTocLocation } from "./ingest/toc-location.ts";
 import type { LayerRecord } from "./layers.ts";
 import { tocIdentity } from "./toc-identity.ts";
 

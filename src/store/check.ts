@@ -1,7 +1,7 @@
 /**
  * fsck of the store: what the database says against what is on disk, down to every payload's digest and every layer's tar.
  *
- * Looking changes nothing. `quarantineDamage` then takes what is damaged out of sight, in one transaction, so that nothing
+ * Looking changes nothing. `quarantineDamage` (check-report.ts) then takes what is damaged out of sight, in one transaction, so that nothing
  * refers to it any more and the next pull (or `check --repair`) fetches it again; what is sound is never touched.
  * Runs beside pulls and removals without false alarms: it holds a lease, and asks again before it calls something lost.
  */
@@ -11,58 +11,21 @@ import { toHex } from "../bytes/index.ts";
 import { ShaleError } from "../errors/index.ts";
 import { verifySuperblock } from "../formats/erofs/index.ts";
 import { decodePayloads } from "../formats/payload-table/index.ts";
-import { type DiffId, type Digest, digestAlgorithm, digestOf } from "../oci/index.ts";
-import { bootId, type FileSource, fileSource, findFile, list, rename, unlink } from "../sys/index.ts";
+import { type Digest, digestAlgorithm, digestOf } from "../oci/index.ts";
+import { bootId, type FileSource, fileSource, findFile, list } from "../sys/index.ts";
 import { checkAgainstToc } from "./check-toc.ts";
+import type { CheckOptions, CheckReport, Finding } from "./check-report.ts";
 import type { StoreContext } from "./context.ts";
 import { isDamage, problemOf } from "./damage.ts";
 import { type LayerRecord, layerFromRow } from "./layers.ts";
-import { currentEpoch, type Lease, unknownFiles } from "./leases.ts";
+import { type Lease, unknownFiles } from "./leases.ts";
 import { checkedLinks } from "./links.ts";
 import { blobsOfLayer, forEachExtent } from "./liveness.ts";
 import { listSnapshots } from "./snapshots.ts";
-import { isTocIdentity, SQL_IS_TOC_IDENTITY } from "./toc-identity.ts";
+import { isTocIdentity } from "./toc-identity.ts";
 import { openTar } from "./trees.ts";
 
 const PIECE = 1024 * 1024;
-
-export type Finding =
-  | { readonly kind: "layer"; readonly diffId: DiffId; readonly id: string; readonly problem: string }
-  | { readonly kind: "payload"; readonly blob: string; readonly offset: number; readonly problem: string }
-  | { readonly kind: "merged image"; readonly id: string; readonly problem: string }
-  | { readonly kind: "index row"; readonly digest: string; readonly problem: string }
-  | { readonly kind: "document"; readonly digest: Digest; readonly problem: string }
-  | { readonly kind: "image"; readonly name: string; readonly problem: string }
-  | { readonly kind: "snapshot"; readonly name: string; readonly problem: string }
-  | { readonly kind: "link source"; readonly path: string; readonly problem: string }
-  | { readonly kind: "stray file"; readonly path: string; readonly problem: string };
-
-export interface CheckReport {
-  readonly findings: readonly Finding[];
-  readonly layers: number;
-  /** Those of `layers` that are verified by their table of contents, because their tars are not here. */
-  readonly layersByToc: number;
-  readonly payloads: number;
-  /** Payload and tar bytes that were hashed. */
-  readonly bytes: number;
-}
-
-export interface CheckOptions {
-  /** Structure and metadata only, no payload is read. */
-  readonly quick?: boolean;
-  readonly signal?: AbortSignal;
-  /** Told as bytes are hashed. */
-  readonly onBytes?: (count: number) => void;
-}
-
-/** Bytes that a full check will hash, for progress. */
-export function checkSize({ database }: StoreContext): number {
-  const tars = database.get(
-    `SELECT total(iif(${SQL_IS_TOC_IDENTITY}, content_bytes, tar_size)) AS n FROM layers WHERE condemned IS NULL`,
-  );
-  const blobs = database.get("SELECT total(size) AS n FROM blobs WHERE removed = 0");
-  return Number(tars!.n) + Number(blobs!.n);
-}
 
 /** Asynchronous only to let signals and progress through between pieces of work. */
 export async function checkStore(
@@ -392,69 +355,4 @@ function sha256Of(source: FileSource): string {
   const hasher = createHash("sha256");
   for (let at = 0; at < source.size; at += PIECE) hasher.update(source.read(at, Math.min(PIECE, source.size - at)));
   return hasher.digest("hex");
-}
-
-/**
- * Takes what `report` found out of sight: damaged layers and merged images, index rows, damaged payloads. Stray files move
- * to `quarantine/`. Returns the diffIds that have to be fetched again.
- */
-export function quarantineDamage(context: StoreContext, report: CheckReport): DiffId[] {
-  const { layout, database } = context;
-  const lost: DiffId[] = [];
-  // As garbage collection does: out of sight now, the file goes when no operation of an earlier epoch is left.
-  const condemnMerged = (where: string, value: string) =>
-    database.run(`UPDATE merged SET condemned = ? WHERE condemned IS NULL AND ${where}`, currentEpoch(database), value);
-  database.transaction(() => {
-    database.run("UPDATE state SET value = value + 1 WHERE key = 'epoch'");
-    for (const finding of report.findings) {
-      switch (finding.kind) {
-        case "payload": {
-          const key = Number(database.get("SELECT key FROM blobs WHERE id = ?", finding.blob)?.key ?? -1);
-          database.run(
-            "INSERT OR REPLACE INTO damaged_payloads (blob, offset, reason) VALUES (?, ?, ?)",
-            key,
-            finding.offset,
-            finding.problem,
-          );
-          database.run("DELETE FROM payloads WHERE blob = ? AND offset = ?", key, finding.offset);
-          database.run("DELETE FROM chunks WHERE layer = ?", finding.blob);
-          break;
-        }
-        case "layer":
-          lost.push(finding.diffId);
-          database.run("UPDATE layers SET damage = ? WHERE id = ?", finding.problem, finding.id);
-          database.run("DELETE FROM chunks WHERE layer = ?", finding.id);
-          // Images derived from it name its blobs; those of an intact chain are made again at no cost but time.
-          condemnMerged("layers LIKE ?", `%"${finding.id}"%`);
-          break;
-        case "merged image":
-          condemnMerged("id = ?", finding.id);
-          break;
-        case "index row":
-          database.run("DELETE FROM payloads WHERE digest = ?", Buffer.from(finding.digest, "hex"));
-          database.run("DELETE FROM chunks WHERE digest = ?", Buffer.from(finding.digest, "hex"));
-          break;
-        case "document":
-        case "image":
-        case "snapshot":
-        case "stray file":
-        case "link source":
-          break;
-      }
-    }
-    // A blob whose table is unreadable can serve nobody.
-    for (const diffId of lost) {
-      database.run(
-        `DELETE FROM payloads WHERE blob IN (SELECT blobs.key FROM blobs JOIN layers ON layers.id = blobs.id
-           WHERE layers.diff_id = ? AND layers.damage LIKE 'blob %')`,
-        diffId,
-      );
-    }
-  });
-  for (const finding of report.findings) {
-    if (finding.kind === "link source") unlink(finding.path); // checkouts keep their names of it
-    if (finding.kind !== "stray file") continue;
-    rename(finding.path, join(layout.quarantine, finding.path.slice(layout.root.length + 1).replace("/", "-")));
-  }
-  return lost;
 }

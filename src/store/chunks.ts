@@ -10,13 +10,13 @@ import { createHash } from "node:crypto";
 import { decodePayloads } from "../formats/payload-table/index.ts";
 import type { DiffId } from "../oci/index.ts";
 import { crashPoint, fileSource } from "../sys/index.ts";
-import { type CheckReport, type Finding, quarantineDamage } from "./check.ts";
+import { type CheckReport, type Finding, quarantineDamage } from "./check-report.ts";
 import type { StoreContext } from "./context.ts";
 import { isDamage, unlessDamaged } from "./damage.ts";
 import type { Database } from "./database.ts";
 import type { IngestPool } from "./ingest/pool.ts";
 import type { BadSource, ChunkRows } from "./ingest/protocol.ts";
-import { parseTocLocation } from "./ingest/toc-file.ts";
+import { parseTocLocation } from "./ingest/toc-location.ts";
 import { blobsOfLayer, forEachExtent } from "./liveness.ts";
 
 /** Index rows per transaction: bounds how long others wait for the database. */

@@ -18,7 +18,7 @@ import { ShaleError } from "../errors/index.ts";
 import type { TocLocation } from "../formats/toc/index.ts";
 import type { DiffId, Digest, ImageConfig } from "../oci/index.ts";
 import { ensureDirectory, findFile } from "../sys/index.ts";
-import { type CheckOptions, type CheckReport, checkSize, checkStore, quarantineDamage } from "./check.ts";
+import { type CheckOptions, type CheckReport, checkSize, quarantineDamage } from "./check-report.ts";
 import * as chunks from "./chunks.ts";
 import { ensureClones } from "./clones.ts";
 import type { StoreContext } from "./context.ts";
@@ -53,7 +53,7 @@ import {
 } from "./trees.ts";
 import { measureUsage, type Usage } from "./usage.ts";
 
-export type { CheckOptions, CheckReport, Finding } from "./check.ts";
+export type { CheckOptions, CheckReport, Finding } from "./check-report.ts";
 export { clonePath } from "./clones.ts";
 export type { Download } from "./downloads.ts";
 export type { Encoding } from "./encodings.ts";
@@ -460,8 +460,9 @@ export class StoreOperation implements Disposable {
   checkSize(): number {
     return checkSize(this.#context);
   }
-  check(options: CheckOptions = {}): Promise<CheckReport> {
-    return checkStore(this.#context, this.#lease, options);
+  async check(options: CheckOptions = {}): Promise<CheckReport> {
+    const { checkStore } = await import("./check.ts");
+    return await checkStore(this.#context, this.#lease, options);
   }
   quarantineDamage(report: CheckReport): DiffId[] {
     return quarantineDamage(this.#context, report);

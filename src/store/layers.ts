@@ -15,7 +15,7 @@ import type { StoreContext } from "./context.ts";
 import { unlessDamaged } from "./damage.ts";
 import type { Database, Row } from "./database.ts";
 import type { IngestResult, LayerForm } from "./ingest/protocol.ts";
-import { formatTocLocation } from "./ingest/toc-file.ts";
+import { formatTocLocation } from "./ingest/toc-location.ts";
 
 /** Index rows per transaction: bounds how long others wait for the database. */
 const INDEX_BATCH = 4096;

@@ -2,7 +2,6 @@
  * `layers/<id>/toc`: the part of a layer's blob that has its TOC, as it came, and in the layer's row where it was in the
  * blob. Chunks are found by it later (chunk-scan.ts); nothing else depends on it.
  */
-import { toHex } from "../../bytes/index.ts";
 import { LayerToc, type ReadRegion, type TocEntry, type TocLocation } from "../../formats/toc/index.ts";
 import { closeFile, copyRange, createFile, datasync, type FileSource, fileSource } from "../../sys/index.ts";
 import { READ_PIECE } from "./local-content.ts";
@@ -17,16 +16,6 @@ export function keepToc(path: string, file: number, { region }: TocLocation): nu
   } finally {
     closeFile(target);
   }
-}
-
-export function formatTocLocation(location: TocLocation): string {
-  return JSON.stringify({ ...location, digest: location.digest === undefined ? undefined : toHex(location.digest) });
-}
-
-/** What `formatTocLocation` wrote. */
-export function parseTocLocation(text: string): TocLocation {
-  const { digest, ...rest } = JSON.parse(text) as Omit<TocLocation, "digest"> & { readonly digest?: string };
-  return { ...rest, digest: digest === undefined ? undefined : Buffer.from(digest, "hex") } as TocLocation;
 }
 
 /** Reads a kept TOC through once, verified. As `LayerToc.open` throws. */
