@@ -95,6 +95,22 @@ describe("a zstd stream with it and without it", () => {
     assert.ok("code" in (await assertSame(Buffer.concat([stream, Buffer.from("garbage")]))));
   });
 
+  test("is looked at once: what a backend does not take, or is too little for it, goes frame by frame", async () => {
+    let calls = 0;
+    const decompress = async () => {
+      calls++;
+      return undefined;
+    };
+    const refusing: FramesBackend = {
+      name: "refusing",
+      open: () => ({ decompress, decompressSync: () => undefined, close: () => undefined }),
+    };
+    const many = Buffer.concat(Array.from({ length: 60 }, (_, i) => frame(noise(1000 + i))));
+    const { bytes } = await outcome(many, refusing, 1 << 20);
+    assert.equal(bytes, (await outcome(many, undefined, 1 << 20)).bytes);
+    assert.equal(calls, 1);
+  });
+
   test("stops at the same limit", async () => {
     const size = Buffer.concat(contents).length;
     assert.ok("bytes" in (await assertSame(stream, 1 << 20, size)));

@@ -4,17 +4,15 @@
  */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, statfsSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { mkdirSync, readFileSync, rmSync, statfsSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { after, before, describe, test } from "node:test";
+import { describe, test } from "node:test";
 import { errnoOf, ShaleError } from "../../src/errors/index.ts";
 import { exportComposefs } from "../../src/export/index.ts";
-import type { ManifestRecord, Store, StoreOperation } from "../../src/store/index.ts";
 import { mountInfo, run } from "../../src/sys/index.ts";
 import { needsRoot, withTemporaryDirectory } from "../../src/sys/testing/filesystems.ts";
 import { FORMATS, type Format, Steps } from "./formats.ts";
-import { openStoreWithImage, writeLayout } from "./image.ts";
+import { exportBench } from "./image.ts";
 import { filesBelow } from "./kill.ts";
 
 const OLD = "an older export";
@@ -23,23 +21,7 @@ const STEPS = 5;
 /** Bytes that are left, in turn. Nothing; a page or two, for a tree but not for its file's sidecar; some blocks of data. */
 const LEFT = [0, 4096, 300_000];
 
-let top: string;
-let store: Store;
-let manifest: ManifestRecord;
-let operation: StoreOperation;
-
-before(async () => {
-  top = mkdtempSync(join(tmpdir(), "shale-full-disk-"));
-  await writeLayout(join(top, "layout"));
-  ({ store, manifest } = await openStoreWithImage(join(top, "store"), join(top, "layout")));
-  operation = store.begin("test of full disks");
-});
-
-after(async () => {
-  operation[Symbol.dispose]();
-  await store.close();
-  rmSync(top, { recursive: true, force: true });
-});
+const bench = exportBench("full-disk");
 
 /** A file system of `size` bytes, in memory: it is full to the page. */
 function withTmpfs(size: number, use: (directory: string) => Promise<void>): Promise<void> {
@@ -65,26 +47,26 @@ async function fillAtEveryStep(disk: string, { name, target, make }: Format): Pr
   const all = new Steps(0, () => {});
   const undisturbed = join(disk, "undisturbed");
   mkdirSync(undisturbed);
-  await make(operation, manifest, undisturbed, { progress: all });
+  await make(bench.operation, bench.manifest, undisturbed, { progress: all });
   const expected = filesBelow(undisturbed);
   let failed = 0;
   for (const left of LEFT) {
     for (let number = 0; number < STEPS; number++) {
       const step = 1 + Math.round((number * (all.told - 1)) / (STEPS - 1));
       const place = join(disk, "place");
-      const old = join(place, target(manifest));
+      const old = join(place, target(bench.manifest));
       mkdirSync(place);
       writeFileSync(old, OLD);
       const what = `${name}, step ${step} of ${all.told}, ${left} bytes left`;
       const progress = new Steps(step, () => fill(join(disk, "filler"), left));
       try {
-        await make(operation, manifest, place, { progress });
+        await make(bench.operation, bench.manifest, place, { progress });
       } catch (error) {
         failed++;
         assert.ok(isFull(error), `${what}: ${String(error)}`);
         assert.equal(readFileSync(old, "utf8"), OLD, what);
         for (const [path, digest] of Object.entries(filesBelow(place))) {
-          if (path !== target(manifest)) assert.equal(digest, expected[path], `${what}: ${path}`);
+          if (path !== target(bench.manifest)) assert.equal(digest, expected[path], `${what}: ${path}`);
         }
         assert.deepEqual(
           mountInfo().filter(({ mountPoint }) => mountPoint.startsWith(place)),
@@ -93,7 +75,7 @@ async function fillAtEveryStep(disk: string, { name, target, make }: Format): Pr
         );
       }
       rmSync(join(disk, "filler"), { force: true });
-      await make(operation, manifest, place);
+      await make(bench.operation, bench.manifest, place);
       assert.deepEqual(filesBelow(place), expected, what);
       rmSync(place, { recursive: true });
     }
@@ -113,7 +95,7 @@ describe("an export to a disk that is too small", () => {
   for (const { name, make } of FORMATS) {
     test(`says beforehand what it needs, and leaves nothing: ${name}`, needsRoot, () =>
       withTmpfs(3 << 20, async (disk) => {
-        await assert.rejects(make(operation, manifest, disk), (error) => {
+        await assert.rejects(make(bench.operation, bench.manifest, disk), (error) => {
           assert.ok(ShaleError.is(error, "RESOURCE_EXHAUSTED"), String(error));
           assert.match(error.message, /it needs \d+ bytes, and \d+ are free there/);
           return true;
@@ -128,11 +110,13 @@ describe("an export to a disk that is too small", () => {
     withTmpfs(3 << 20, (small) =>
       withTmpfs(100 << 20, async (large) => {
         const image = join(large, "image.cfs");
-        await assert.rejects(exportComposefs(operation, manifest, image, { objects: small }), (error) =>
+        await assert.rejects(exportComposefs(bench.operation, bench.manifest, image, { objects: small }), (error) =>
           ShaleError.is(error, "RESOURCE_EXHAUSTED"),
         );
         assert.deepEqual([filesBelow(large), filesBelow(small)], [{}, {}]);
-        await exportComposefs(operation, manifest, join(small, "image.cfs"), { objects: join(large, "objects") });
+        await exportComposefs(bench.operation, bench.manifest, join(small, "image.cfs"), {
+          objects: join(large, "objects"),
+        });
         assert.deepEqual(Object.keys(filesBelow(small)), ["image.cfs"]);
       }),
     ),
@@ -141,9 +125,9 @@ describe("an export to a disk that is too small", () => {
   test("ends the command with status 1 and one line that says why", needsRoot, () =>
     withTmpfs(3 << 20, async (disk) => {
       const main = join(import.meta.dirname, "../../src/cli/main.ts");
-      const node = ["--disable-warning=ExperimentalWarning", main, "--root", join(top, "store"), "-q"];
+      const node = ["--disable-warning=ExperimentalWarning", main, "--root", join(bench.top, "store"), "-q"];
       for (const format of ["disk", "tar"]) {
-        const words = ["export", store.listImages()[0]!.name, "--format", format, "-o", join(disk, "out")];
+        const words = ["export", bench.store.listImages()[0]!.name, "--format", format, "-o", join(disk, "out")];
         const { status, stderr } = spawnSync(process.execPath, [...node, ...words], { encoding: "utf8" });
         assert.equal(status, 1);
         assert.match(stderr, /^shale: Cannot write \S+\/out: it needs .*\nhint: Free space, or .*\n$/);

@@ -1,14 +1,17 @@
 /** A made-up image of three layers with everything that an export must get right, and stores that hold it. */
 import { createHash } from "node:crypto";
-import { mkdirSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { after, before } from "node:test";
 import { OciLayoutWriter } from "../../src/archives/index.ts";
 import { encodeTarHeader, TAR_END, type TarHeader, tarPadding } from "../../src/formats/tar/index.ts";
 import { findImage } from "../../src/images/find.ts";
 import { openOrigin } from "../../src/images/origin.ts";
 import { pullImage } from "../../src/images/pull.ts";
 import { digestOf, MediaType, parseImageSource } from "../../src/oci/index.ts";
-import { type ManifestRecord, Store } from "../../src/store/index.ts";
+import { type ManifestRecord, Store, type StoreOperation } from "../../src/store/index.ts";
+import { unmountBelow } from "../../src/sys/testing/filesystems.ts";
 
 type File = Partial<TarHeader> & { readonly path: string; readonly content?: Uint8Array | string };
 
@@ -133,7 +136,7 @@ export async function writeLayout(directory: string): Promise<void> {
 export async function openStoreWithImage(
   root: string,
   layout: string,
-  { image = IMAGE, before = [] }: { readonly image?: string; readonly before?: readonly string[] } = {},
+  { image = IMAGE, before: earlier = [] }: { readonly image?: string; readonly before?: readonly string[] } = {},
 ): Promise<{ readonly store: Store; readonly manifest: ManifestRecord; readonly name: string }> {
   mkdirSync(join(root, ".."), { recursive: true });
   const store = Store.open(root, { create: true });
@@ -142,7 +145,33 @@ export async function openStoreWithImage(
     const origin = await openOrigin(source, { registry: () => Promise.reject(new Error("no registry is needed")) });
     return pullImage(store, origin, {});
   };
-  for (const tag of before) await pull(tag);
+  for (const tag of earlier) await pull(tag);
   const { name } = await pull(image);
   return { store, manifest: findImage(store, name).manifest, name };
+}
+
+export interface ExportBench {
+  /** A directory of its own. */
+  readonly top: string;
+  readonly store: Store;
+  readonly manifest: ManifestRecord;
+  readonly operation: StoreOperation;
+}
+
+/** For a suite: a store with the image, there from its start to its end. Mounts below are gone then, too. */
+export function exportBench(name: string, parent = tmpdir()): ExportBench {
+  const bench = {} as { -readonly [Name in keyof ExportBench]: ExportBench[Name] };
+  before(async () => {
+    bench.top = mkdtempSync(join(parent, `shale-${name}-`));
+    await writeLayout(join(bench.top, "layout"));
+    const { store, manifest } = await openStoreWithImage(join(bench.top, "store"), join(bench.top, "layout"));
+    Object.assign(bench, { store, manifest, operation: store.begin(`test of ${name}`) });
+  });
+  after(async () => {
+    bench.operation[Symbol.dispose]();
+    await bench.store.close();
+    unmountBelow(bench.top);
+    rmSync(bench.top, { recursive: true, force: true });
+  });
+  return bench;
 }

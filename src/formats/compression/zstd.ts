@@ -91,8 +91,11 @@ async function decodeFrames(input: InputReader, sink: PieceSink, batches: Batche
 /** Several frames at a time: zstd:chunked has one for each file, or for each 64 KiB of one. */
 class Batches {
   readonly #decoder: FramesDecoder;
-  /** Of the stream. Something before it can't be decompressed: frame by frame, it is found out what. */
-  #damagedUntil = 0;
+  /**
+   * Of the stream. What is before it was looked at and is taken frame by frame: it is too little, or something in it can't be
+   * decompressed. Looking again at each frame would cost the square of their number.
+   */
+  #singlyUntil = 0;
 
   constructor(decoder: FramesDecoder) {
     this.#decoder = decoder;
@@ -100,15 +103,13 @@ class Batches {
 
   /** Decompresses the whole frames that are at hand, up to a piece; false, with nothing done, where there are too few. */
   async decode(input: InputReader, sink: PieceSink): Promise<boolean> {
-    if (input.offset < this.#damagedUntil) return false;
+    if (input.offset < this.#singlyUntil) return false;
     const { size, room } = findFrames(input.rest, input.offset);
+    this.#singlyUntil = input.offset + size;
     if (size < BATCH_MINIMUM) return false;
     await sink.reserve(room);
     const produced = await this.#decoder.decompress(input.rest.subarray(0, size), sink.room().subarray(0, room));
-    if (produced === undefined) {
-      this.#damagedUntil = input.offset + size;
-      return false;
-    }
+    if (produced === undefined) return false;
     input.advance(size);
     await sink.advance(produced);
     return true;
