@@ -10,7 +10,7 @@
  * in the order of the tar, each as soon as its parts are there. Wrong bytes, local or fetched, end the attempt with a list
  * of them: the main thread takes them out of use and tries again.
  */
-import { createHash, type Hash, hash, randomBytes } from "node:crypto";
+import { createHash, type Hash, randomBytes } from "node:crypto";
 import { join } from "node:path";
 import { once } from "node:events";
 import { type ByteRange, displayBytes } from "../../bytes/index.ts";
@@ -18,6 +18,7 @@ import { errnoOf, FormatError, ShaleError } from "../../errors/index.ts";
 import { decompress, decompressZstdChunk, type FramesDecoder, gunzipAtOnce } from "../../formats/compression/index.ts";
 import { LayerToc, type TocChunk, type TocPayload } from "../../formats/toc/index.ts";
 import { closeFile, crashPoint, makeDirectory, openFile, readAt } from "../../sys/index.ts";
+import { openNestedSha256 } from "../../sys/nested-sha256.ts";
 import { loadZstdFrames } from "../../sys/zstd-frames.ts";
 import type { Database } from "../database.ts";
 import { Layout } from "../layout.ts";
@@ -113,7 +114,7 @@ class Assembly implements Disposable {
   readonly #arrived: SharedArrayBuffer;
   readonly #check: () => void;
   readonly #signal: AbortSignal;
-  readonly #tarHash = createHash("sha256");
+  readonly #sha256 = openNestedSha256();
   readonly #consumed: BigInt64Array;
   #tarSize = 0;
   #fileAt = 0;
@@ -164,11 +165,13 @@ class Assembly implements Disposable {
         recipe: join(layer, "tar.headers"),
       },
       dedupe,
+      this.#sha256,
       randomBytes(4).readUInt32LE(),
     );
     const sink = {
       raw: (bytes: Uint8Array) => {
         this.#hashTar(bytes);
+        this.#sha256.settle();
         writer.raw(bytes);
       },
       entry: (entry: TocPayload["entry"]) => writer.entry(entry),
@@ -186,7 +189,7 @@ class Assembly implements Disposable {
         else this.#refer(payload, writer, this.#plan.blobs[blob]!, this.#plan.fileOffsets[at]!);
         this.#tell(payload.chunks.at(-1)!.blobEnd);
       }
-      const diffId = `sha256:${this.#tarHash.digest("hex")}`;
+      const diffId = `sha256:${this.#sha256.digest().toString("hex")}`;
       if (!this.#isByToc && diffId !== job.diffId) {
         throw new WrongBytes(true, undefined, `its tar is ${diffId}, not ${job.diffId}`);
       }
@@ -220,7 +223,7 @@ class Assembly implements Disposable {
 
   #hashTar(bytes: Uint8Array): void {
     if (this.#isByToc) return;
-    this.#tarHash.update(bytes);
+    this.#sha256.give(bytes);
     this.#tarSize += bytes.length;
     if (this.#tarSize > LIMITS.layerTarSize) {
       throw new ShaleError(
@@ -236,6 +239,7 @@ class Assembly implements Disposable {
     const check = this.#isByToc ? new ContentCheck(entry.path, digest, chunks) : undefined;
     for (const piece of this.#readLocal({ id: blob, inline: false }, offset, entry.size, chunks[0])) {
       this.#hashTar(piece);
+      this.#sha256.settle();
       check?.update(piece);
     }
     if (check?.isContent() === false) throw wrong(true, chunks[0]);
@@ -260,13 +264,14 @@ class Assembly implements Disposable {
       if (source === FETCH) awaitArrival(this.#arrived, offset, this.#check);
       const bytes = source === FETCH ? this.#chunkAtOnce(chunk, offset) : this.#localAtOnce(chunk, source, offset);
       if (bytes !== undefined) {
-        const found = hash("sha256", bytes, "buffer");
-        if (!found.equals(chunk.digest)) throw wrong(source !== FETCH, chunk);
         this.#hashTar(bytes);
+        const found = this.#sha256.hash(bytes);
+        if (!found.equals(chunk.digest)) throw wrong(source !== FETCH, chunk);
         check?.update(bytes);
         if (source >= 0) writer.copied(bytes, this.#content.file(this.#plan.sources[source]!), offset);
         else if (whole) writer.content(bytes, found);
         else writer.payload(bytes);
+        this.#sha256.settle();
         if (source === FETCH && bytes.buffer !== this.#member?.bytes.buffer) {
           release(bytes, CHUNK_ROOM[this.#toc.location.format]);
         }
@@ -298,6 +303,7 @@ class Assembly implements Disposable {
   #give(bytes: Uint8Array, writer: LayerWriter): void {
     this.#hashTar(bytes);
     writer.payload(bytes);
+    this.#sha256.settle();
   }
 
   // local bytes

@@ -5,7 +5,7 @@ import { describe, test } from "node:test";
 import { ShaleError } from "../../errors/index.ts";
 import { withTemporaryDirectory } from "../../sys/testing/filesystems.ts";
 import { noise } from "../testing/fixtures.ts";
-import { FeedProgress, readFeed } from "./feed.ts";
+import { FeedProgress, readAhead, readFeed } from "./feed.ts";
 
 const never = new AbortController().signal;
 
@@ -22,9 +22,9 @@ const withFile = (content: Buffer, use: (path: string) => Promise<void>) =>
     await use(path);
   });
 
-describe("readFeed()", () => {
-  const content = noise(3_000_000, "feed");
+const content = noise(3_000_000, "feed");
 
+describe("readFeed()", () => {
   test("reads a range of a complete file", () =>
     withFile(content, async (path) => {
       const found = await collect(readFeed({ path, offset: 1000, length: 2_500_000 }, never));
@@ -80,4 +80,48 @@ describe("readFeed()", () => {
       const late = readFeed({ path, offset: 0, length: 5 }, controller.signal);
       await assert.rejects(late.next(), (error) => ShaleError.is(error, "CANCELLED"));
     }));
+});
+
+describe("readAhead()", () => {
+  async function* counting(count: number, asked: number[], failure?: Error) {
+    for (let i = 0; i < count; i++) {
+      asked.push(i);
+      yield i;
+    }
+    if (failure !== undefined) throw failure;
+  }
+  const turn = () => new Promise((resolve) => setImmediate(resolve));
+
+  test("asks for one more while the consumer waits for something else, and for no more than one", async () => {
+    const asked: number[] = [];
+    const ahead = readAhead(counting(4, asked));
+    await ahead.next();
+    assert.deepEqual(asked, [0]);
+    for (let i = 0; i < 3; i++) await turn();
+    assert.deepEqual(asked, [0, 1]);
+    assert.deepEqual(await ahead.next(), { done: false, value: 1 });
+    assert.deepEqual(await ahead.next(), { done: false, value: 2 });
+    assert.deepEqual(await ahead.next(), { done: false, value: 3 });
+    assert.deepEqual(await ahead.next(), { done: true, value: undefined });
+  });
+
+  test("fails in its turn, and not as a rejection that nobody handles", async () => {
+    const ahead = readAhead(counting(1, [], new Error("broken")));
+    assert.deepEqual(await ahead.next(), { done: false, value: 0 });
+    for (let i = 0; i < 3; i++) await turn();
+    await assert.rejects(ahead.next(), /broken/);
+  });
+
+  test("lets the source go, also where one more was asked for", async () => {
+    const progress = new FeedProgress();
+    await withFile(content, async (path) => {
+      const source = readFeed({ path, offset: 0, length: content.length, growth: progress.shared }, never);
+      progress.advance(2_000_000);
+      const ahead = readAhead(source);
+      await ahead.next();
+      await turn();
+      await ahead.return();
+      assert.deepEqual(await source.next(), { done: true, value: undefined });
+    });
+  });
 });

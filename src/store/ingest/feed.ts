@@ -46,14 +46,15 @@ export class FeedProgress {
 
 /**
  * The bytes of `source` in pieces, waiting for those that are still to come. Ends after `length` bytes or with the file. A
- * piece is good until the next one is asked for: one buffer serves all, since a garbage collector that is left to free
- * hundreds of them lets memory grow by as many MiB.
+ * piece is good until the one after the next is asked for: two buffers serve all, since a garbage collector that is left to
+ * free hundreds of them lets memory grow by as many MiB.
  */
 export async function* readFeed(source: FeedSource, signal: AbortSignal): AsyncGenerator<Uint8Array> {
   const file = openFile(source.path);
   try {
     const end = source.offset + source.length;
-    const buffer = Buffer.allocUnsafeSlow(Math.min(PIECE, Math.max(1, source.length)));
+    const newBuffer = () => Buffer.allocUnsafeSlow(Math.min(PIECE, Math.max(1, source.length)));
+    let [buffer, other] = [newBuffer(), newBuffer()];
     for (let at = source.offset; at < end; ) {
       if (signal.aborted) throw cancelled(signal);
       const available = source.growth === undefined ? end : await grown(source.growth, at, signal);
@@ -61,9 +62,38 @@ export async function* readFeed(source: FeedSource, signal: AbortSignal): AsyncG
       if (count === 0) return; // shorter than promised: the digest will not match, and says so
       at += count;
       yield buffer.subarray(0, count);
+      [buffer, other] = [other, buffer];
     }
   } finally {
     closeFile(file);
+  }
+}
+
+/**
+ * Asks `source` for each item as soon as the one before it has been handed out and this thread has nothing else to do: while it
+ * waits for another thread to inflate a piece, as a rule. Failures come in their turn.
+ */
+export async function* readAhead<T>(source: AsyncGenerator<T, void, undefined>): AsyncGenerator<T, void, undefined> {
+  const ask = () => {
+    const next = source.next();
+    next.catch(() => {}); // whoever awaits it hears of it
+    return next;
+  };
+  let next = ask();
+  try {
+    for (;;) {
+      const { done, value } = await next;
+      if (done === true) return;
+      let asked: typeof next | undefined;
+      const soon = setImmediate(() => {
+        asked = ask();
+      });
+      yield value;
+      clearImmediate(soon);
+      next = asked ?? ask();
+    }
+  } finally {
+    await source.return();
   }
 }
 

@@ -3,7 +3,7 @@
  * image; else it is hashed while it goes to the blob, and when the store or this layer has the same bytes already, the
  * blob takes it back and the layer refers to the other place.
  */
-import { createHash, type Hash, hash } from "node:crypto";
+import { createHash, hash } from "node:crypto";
 import { ShaleError } from "../../errors/index.ts";
 import { type ErofsDevice, writeErofs } from "../../formats/erofs/index.ts";
 import { LayerIndexBuilder, type LayerNotice } from "../../formats/layer-index/builder.ts";
@@ -13,6 +13,7 @@ import { PAYLOAD_ALIGNMENT, PayloadTable } from "../../formats/payload-table/ind
 import type { TarEntry, TarSink } from "../../formats/tar/index.ts";
 import { RecipeWriter } from "../../formats/tar-recipe/index.ts";
 import { closeFile, createFile, datasync, syncDirectory, writeAt } from "../../sys/index.ts";
+import type { NestedSha256, PartHash } from "../../sys/nested-sha256.ts";
 import { LIMITS } from "../limits.ts";
 import { BlobWriter } from "./blob-writer.ts";
 import type { DedupeIndex } from "./dedupe-index.ts";
@@ -48,6 +49,7 @@ export class LayerWriter implements TarSink, Disposable {
   readonly #paths: LayerPaths;
   readonly #id: string;
   readonly #dedupe: DedupeIndex;
+  readonly #sha256: NestedSha256;
   readonly #builder: LayerIndexBuilder;
   readonly #blob: BlobWriter;
   readonly #spool: InlineSpool;
@@ -61,7 +63,7 @@ export class LayerWriter implements TarSink, Disposable {
   #entry: TarEntry | undefined;
   #inode = NONE;
   #inline = false;
-  #hash: Hash | undefined;
+  #hash: PartHash | undefined;
   /** Logical bytes of the current file that have been produced, and the segment that comes next. */
   #produced = 0;
   #segment = 0;
@@ -74,10 +76,12 @@ export class LayerWriter implements TarSink, Disposable {
   #sharedBytes = 0;
   #inlineBytes = 0;
 
-  constructor(id: string, paths: LayerPaths, dedupe: DedupeIndex, seed: number) {
+  /** `sha256`: who makes the digests of contents; whose stream it is, and what is given to it, is the caller's affair. */
+  constructor(id: string, paths: LayerPaths, dedupe: DedupeIndex, sha256: NestedSha256, seed: number) {
     this.#id = id;
     this.#paths = paths;
     this.#dedupe = dedupe;
+    this.#sha256 = sha256;
     this.#builder = new LayerIndexBuilder({ seed });
     this.#blob = new BlobWriter(paths.blob);
     this.#spool = new InlineSpool(paths.spool);
@@ -120,7 +124,7 @@ export class LayerWriter implements TarSink, Disposable {
       // The usual small file: all of it in one piece, hashed with one call.
       if (!this.#inline && bytes.length === entry.size) {
         this.#produced = entry.size;
-        this.#store(entry.size, hash("sha256", bytes, "buffer"), bytes);
+        this.#store(entry.size, this.#sha256.hash(bytes), bytes);
         return;
       }
       this.#produce(bytes);
@@ -161,7 +165,7 @@ export class LayerWriter implements TarSink, Disposable {
     }
     this.#tellRecipe();
     this.#produced += bytes.length;
-    this.#hash ??= createHash("sha256");
+    this.#hash ??= this.#sha256.open();
     this.#hash.update(bytes);
     this.#blob.appendCopy(bytes, file, offset);
   }
@@ -266,7 +270,7 @@ export class LayerWriter implements TarSink, Disposable {
       this.#spool.append(bytes);
       return;
     }
-    this.#hash ??= createHash("sha256");
+    this.#hash ??= this.#sha256.open();
     this.#hash.update(bytes);
     this.#blob.append(bytes);
   }
@@ -275,7 +279,7 @@ export class LayerWriter implements TarSink, Disposable {
     if (this.#inline) {
       this.#spool.append(ZEROS.subarray(0, length));
     } else {
-      this.#hash ??= createHash("sha256");
+      this.#hash ??= this.#sha256.open();
       for (let left = length; left > 0; left -= ZEROS.length)
         this.#hash.update(ZEROS.subarray(0, Math.min(left, ZEROS.length)));
       this.#blob.appendZeros(length);

@@ -13,6 +13,7 @@ import { TarDecoder } from "../../formats/tar/index.ts";
 import { decodeEstargzFooter, ESTARGZ_FOOTER_SIZE, type TocLocation } from "../../formats/toc/index.ts";
 import { closeFile, makeDirectory, openFile, readAt } from "../../sys/index.ts";
 import { loadIsal } from "../../sys/isal.ts";
+import { openNestedSha256 } from "../../sys/nested-sha256.ts";
 import { loadZstdFrames } from "../../sys/zstd-frames.ts";
 import { Database } from "../database.ts";
 import { LIMITS } from "../limits.ts";
@@ -21,7 +22,7 @@ import { ArchiveSplitter } from "./archive-splitter.ts";
 import { assemble } from "./assemble.ts";
 import { scanChunks } from "./chunk-scan.ts";
 import { NO_DEDUPE, storeDedupeIndex } from "./dedupe-index.ts";
-import { readFeed } from "./feed.ts";
+import { readAhead, readFeed } from "./feed.ts";
 import { LayerWriter } from "./layer-writer.ts";
 import {
   CONTROL_CONSUMED,
@@ -34,6 +35,12 @@ import {
 } from "./protocol.ts";
 import { serializeError } from "./serialize-error.ts";
 import { keepToc } from "./toc-file.ts";
+
+/**
+ * Bytes of a tar that are taken without looking up: it is this thread that gives the inflating one its next work. Half of 1 MiB and less
+ * make an ingest 8 % faster; of 128 KiB there is nothing more to gain.
+ */
+const TURN = 256 * 1024;
 
 const port = parentPort!;
 const inflate = loadIsal();
@@ -83,7 +90,7 @@ async function ingest(
   signal: AbortSignal,
 ): Promise<IngestResult> {
   const algorithm = job.digest?.slice(0, job.digest.indexOf(":")) ?? "sha256";
-  const tarHash = createHash("sha256");
+  const sha256 = openNestedSha256();
   let size = 0;
   let tarSize = 0;
 
@@ -99,6 +106,7 @@ async function ingest(
       recipe: join(layer, "tar.headers"),
     },
     job.deduplicate ? storeDedupeIndex(database) : NO_DEDUPE,
+    sha256,
     randomBytes(4).readUInt32LE(),
   );
   // a layer is held against its digests
@@ -113,11 +121,11 @@ async function ingest(
   const compression = detectCompression(head);
   // what is fed is the tar: one hash tells both, and hashing is most of the work of a large archive
   const isPlain = compression === "none" && algorithm === "sha256";
-  const feedHash = isPlain ? tarHash : createHash(algorithm);
+  const feedHash = isPlain ? undefined : createHash(algorithm);
   async function* counted(): AsyncGenerator<Uint8Array> {
     for (let next = first; next.done !== true; next = await feed.next()) {
       stopIfAsked();
-      if (!isPlain) feedHash.update(next.value);
+      feedHash?.update(next.value);
       size += next.value.length;
       Atomics.store(control, CONTROL_CONSUMED, BigInt(size));
       yield next.value;
@@ -125,30 +133,44 @@ async function ingest(
   }
 
   try {
-    for await (const piece of decompress(counted(), compression, {
+    for await (const piece of decompress(readAhead(counted()), compression, {
       inflate,
       ...(compression === "zstd" && { frames: loadZstdFrames() }),
       signal,
       maximumSize: LIMITS.layerTarSize,
     })) {
-      tarHash.update(piece);
-      tarSize += piece.length;
-      decoder.write(piece);
+      for (let at = 0; at < piece.length; at += TURN) {
+        if (at > 0) await turn();
+        const part = piece.subarray(at, at + TURN);
+        tarSize += part.length;
+        sha256.give(part);
+        try {
+          decoder.write(part);
+        } finally {
+          sha256.settle();
+        }
+      }
     }
     decoder.end();
   } catch (error) {
     // A broken transfer looks like a broken format. Which of the two it is, the digest of all bytes tells.
     if (ShaleError.is(error, "INVALID_ARGUMENT") && job.digest !== undefined) {
-      for (let next = await feed.next(); next.done !== true; next = await feed.next()) feedHash.update(next.value);
-      checkDigest(job.digest, `${algorithm}:${feedHash.digest("hex")}`, error);
+      for (let next = await feed.next(); next.done !== true; next = await feed.next()) {
+        if (feedHash !== undefined) feedHash.update(next.value);
+        else {
+          sha256.give(next.value);
+          sha256.settle();
+        }
+      }
+      checkDigest(job.digest, `${algorithm}:${(feedHash ?? sha256).digest().toString("hex")}`, error);
     }
     throw error;
   } finally {
     await feed.return(undefined);
   }
 
-  const diffId = `sha256:${tarHash.digest("hex")}`;
-  const digest = isPlain ? diffId : `${algorithm}:${feedHash.digest("hex")}`;
+  const diffId = `sha256:${sha256.digest().toString("hex")}`;
+  const digest = feedHash === undefined ? diffId : `${algorithm}:${feedHash.digest("hex")}`;
   if (job.digest !== undefined) checkDigest(job.digest, digest, undefined);
   if (job.diffId !== undefined && job.diffId !== diffId) {
     throw new ShaleError(
@@ -197,6 +219,11 @@ function checkDigest(expected: string, found: string, cause: unknown): void {
     cause,
     hint: "The transfer or its origin is damaged: try again",
   });
+}
+
+/** Lets this thread do what waits for it. */
+function turn(): Promise<void> {
+  return new Promise((resolve) => setImmediate(resolve));
 }
 
 function repeat(action: () => void, everyMs: number): Disposable {
