@@ -182,6 +182,7 @@ const PUBLIC_FILES: Readonly<Record<string, string>> = {
   "sys/isal.ts": "the workers that inflate load that library, nothing else does",
   "sys/zstd-frames.ts": "the workers that decompress zstd load that library, nothing else does",
   "sys/openssl-sha256.ts": "the threads that hash blocks load that library, nothing else does",
+  "sys/nested-sha256.ts": "the threads that hash layers load that library, nothing else does",
   // images/ has a door for each operation, so that a command loads what it needs: half of the time of a short one is loading.
   "registry/log.ts": "who writes a log, without loading the client",
   "images/containerd-content.ts": "the daemon's differ",
