@@ -119,7 +119,10 @@ const MODULES: Readonly<Record<string, Rule>> = {
       ...BASE,
       ...["formats/tar", "formats/compression", "formats/criu", "oci", "sys", "registry", "store", "images"],
     ],
-    packages: ["node:path", "node:crypto", "node:util", "node:os", "node:zlib", "node:timers/promises"],
+    packages: [
+      ...["node:path", "node:crypto", "node:util", "node:os", "node:zlib", "node:timers/promises"],
+      "node:sqlite", // podman's database: engines/podman-database.ts
+    ],
   },
   "cri-proxy": { modules: [...BASE, "oci", "registry", "rpc"], packages: [] },
   kubernetes: {

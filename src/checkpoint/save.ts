@@ -1,8 +1,8 @@
 /** From a running container to an archive: its engine checkpoints it, shale finds the directories and writes. */
 import { basename, dirname, join, resolve } from "node:path";
 import { ShaleError } from "../errors/index.ts";
-import { makeDirectory, removeTree } from "../sys/index.ts";
-import type { EngineOptions, FindContainer } from "./engines/engine.ts";
+import { DirectoryWriteback, makeDirectory, removeTree } from "../sys/index.ts";
+import type { EngineOptions, FindContainer, RunningContainer } from "./engines/engine.ts";
 import type { WriteOptions, WriteResult } from "./write.ts";
 
 export const ENGINES = ["podman", "containerd", "runc", "crun"] as const;
@@ -40,7 +40,7 @@ export async function saveCheckpoint(name: string, options: SaveOptions): Promis
   makeDirectory(workspace);
   let checkpointed = false;
   try {
-    const metadata = await container.checkpoint(workspace);
+    const metadata = await checkpointContainer(container, workspace);
     checkpointed = metadata === workspace;
     const { upper, lower, volumes, shm } = container;
     const sources = { metadata, rootfsDiff: upper, lower, volumes, ...(shm === undefined ? {} : { shm }) };
@@ -57,6 +57,16 @@ export async function saveCheckpoint(name: string, options: SaveOptions): Promis
     if (!checkpointed) removeTree(workspace);
   }
 }
+
+/** CRIU's memory goes to the disk while it is still dumped: it has to be there before its blocks can be shared with the archive. */
+async function checkpointContainer(container: RunningContainer, workspace: string): Promise<string> {
+  const images = container.images?.(workspace);
+  if (images === undefined) return await container.checkpoint(workspace);
+  await using _ = new DirectoryWriteback(images, (name) => PAGES.test(name));
+  return await container.checkpoint(workspace);
+}
+
+const PAGES = /^pages-.*\.img$/;
 
 const PROGRAMS: Readonly<Record<EngineName, string>> = {
   ...{ podman: "podman", containerd: "ctr", runc: "runc", crun: "crun" },

@@ -1,4 +1,6 @@
 /** The page cache written out beside this thread, before somebody waits for it. */
+import { closeSync, fstatSync, openSync, readdirSync } from "node:fs";
+import { join } from "node:path";
 import { writeOutRange } from "./libc.ts";
 
 /** A range that is worth a call; small ones would cut the device's work into pieces. */
@@ -32,5 +34,48 @@ export class Writeback {
   /** Resolves when no call is under way. */
   async settled(): Promise<void> {
     await this.#running;
+  }
+}
+
+/** Looked at so often: at the speed of memory, some 40 MiB. */
+const LOOK_MS = 20;
+
+/**
+ * {@link Writeback} of files that another program is writing: those directly in `directory`, which need not be there yet, whose name
+ * `isMeant` says yes to. It is advice: what can't be read is left alone. Dispose of it when the program has ended.
+ */
+export class DirectoryWriteback implements AsyncDisposable {
+  readonly #directory: string;
+  readonly #isMeant: (name: string) => boolean;
+  readonly #files = new Map<string, { readonly fd: number; readonly writeback: Writeback }>();
+  readonly #timer: NodeJS.Timeout;
+
+  constructor(directory: string, isMeant: (name: string) => boolean) {
+    this.#directory = directory;
+    this.#isMeant = isMeant;
+    this.#timer = setInterval(() => this.#look(), LOOK_MS);
+    this.#timer.unref();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    clearInterval(this.#timer);
+    for (const { fd, writeback } of this.#files.values()) {
+      await writeback.settled();
+      closeSync(fd);
+    }
+    this.#files.clear();
+  }
+
+  #look(): void {
+    try {
+      for (const name of readdirSync(this.#directory).filter(this.#isMeant)) {
+        if (this.#files.has(name)) continue;
+        const fd = openSync(join(this.#directory, name), "r");
+        this.#files.set(name, { fd, writeback: new Writeback(fd) });
+      }
+      for (const { fd, writeback } of this.#files.values()) writeback.reach(fstatSync(fd).size);
+    } catch {
+      // Not there yet, or not for us: the program that writes it, and the sync at the end, tell of what matters.
+    }
   }
 }

@@ -3,8 +3,8 @@ import { join } from "node:path";
 import { ShaleError } from "../../errors/index.ts";
 import { makeDirectory } from "../../sys/index.ts";
 import { MEMBER } from "../archive/index.ts";
-import { ask, type FindContainer, isObject, overlayDirectories, parseAnswer, textOf } from "./engine.ts";
-import { reducedConfig, writeDocument } from "./runtime.ts";
+import { ask, type FindContainer, isObject, overlayDirectories, parseAnswer, textOf, writeDocument } from "./engine.ts";
+import { reducedConfig } from "./runtime.ts";
 
 export const findContainerdContainer: FindContainer = async (name, { program, namespace, signal }) => {
   const ctr = (act: string, ...args: readonly string[]) => ask(act, program, ["-n", namespace, ...args], signal);

@@ -1,6 +1,6 @@
 /** What shale asks of the engine that a container runs in. */
 import { ShaleError } from "../../errors/index.ts";
-import { run } from "../../sys/index.ts";
+import { closeFile, createFile, run, writeAt } from "../../sys/index.ts";
 
 export interface RunningContainer {
   readonly id: string;
@@ -10,6 +10,8 @@ export interface RunningContainer {
   readonly volumes: readonly { readonly name: string; readonly directory: string }[];
   /** Its /dev/shm where that is a mount of the host that outlives the processes. */
   readonly shm?: string;
+  /** Where CRIU's images will be, if the engine lets that be known. */
+  images?(workspace: string): string;
   /**
    * Checkpoints the container, which ends its processes, and answers where metadata and CRIU's images are. `workspace` is
    * an empty private directory on the file system of the archive, for what the engine has no place for.
@@ -90,4 +92,14 @@ export function overlayDirectories(
       hint: "Name the directories yourself, with shale checkpoint write",
     },
   );
+}
+
+/** A new file, for its owner alone. */
+export function writeDocument(path: string, bytes: Uint8Array): void {
+  const fd = createFile(path);
+  try {
+    writeAt(fd, bytes, 0);
+  } finally {
+    closeFile(fd);
+  }
 }

@@ -2,13 +2,17 @@
  * podman: it checkpoints by CRIU, and is kept from what costs time: its own export of the root file system, of volumes, and the
  * copy of CRIU's images.
  *
- * podman writes config.dump, which its restore needs whole, only when it exports. So it exports to nowhere, a null device of its
- * own (podman changes the mode of what it writes), without root file system and volumes; the originals are in the container's bundle, where --keep leaves them.
+ * podman writes config.dump, which its restore needs whole, only when it exports. So what it would say is taken from podman's
+ * database; where that can't be, podman exports to nowhere, a null device of its own (podman changes the mode of what it writes), without
+ * root file system and volumes. The originals are in the container's bundle both ways, where --keep leaves them.
  */
 import { join } from "node:path";
 import { ShaleError } from "../../errors/index.ts";
-import { findFile, withNullDevice } from "../../sys/index.ts";
-import { ask, type FindContainer, isObject, type Json, parseAnswer, textOf } from "./engine.ts";
+import { findFile, readFile, unlink, withNullDevice } from "../../sys/index.ts";
+import { MEMBER } from "../archive/index.ts";
+import { ask, type FindContainer, isObject, type Json, parseAnswer, textOf, writeDocument } from "./engine.ts";
+
+const SPECIFICATION_MAX = 16 * 1024 * 1024;
 
 export const findPodmanContainer: FindContainer = async (name, { program, signal }) => {
   const answer = await ask(`find container ${name}`, program, ["container", "inspect", "--", name], signal);
@@ -33,10 +37,18 @@ export const findPodmanContainer: FindContainer = async (name, { program, signal
     upper: data.UpperDir,
     lower: data.LowerDir.split(":"),
     volumes: volumesOf(container),
+    images: () => join(bundle, MEMBER.images),
     async checkpoint(workspace) {
+      const config = await configOf(container, id, bundle);
+      const flags = [...runtimeOf(container), "container", "checkpoint", "--keep"];
+      if (config !== undefined) {
+        await ask(`checkpoint ${name}`, program, [...flags, "--", id], signal);
+        replaceDocument(join(bundle, "config.dump"), config);
+        replaceDocument(join(bundle, "spec.dump"), readFile(join(bundle, "config.json"), SPECIFICATION_MAX));
+        return bundle;
+      }
       const nowhere = join(workspace, "export");
-      const flags = ["--keep", "--ignore-rootfs", "--ignore-volumes", "--compress=none", "--export", nowhere];
-      const argv = [...runtimeOf(container), "container", "checkpoint", ...flags, "--", id];
+      const argv = [...flags, "--ignore-rootfs", "--ignore-volumes", "--compress=none", "--export", nowhere, "--", id];
       await withNullDevice(nowhere, (stop) =>
         ask(`checkpoint ${name}`, program, argv, signal === undefined ? stop : AbortSignal.any([signal, stop])),
       );
@@ -47,6 +59,21 @@ export const findPodmanContainer: FindContainer = async (name, { program, signal
     },
   };
 };
+
+/** For config.dump; undefined where podman has to make that itself. */
+async function configOf(container: Json, id: string, bundle: string): Promise<Uint8Array | undefined> {
+  const host = isObject(container.HostConfig) ? container.HostConfig : {};
+  // One that goes away with its processes has a checkpoint only where podman exports.
+  if (host.AutoRemove !== false) return undefined;
+  const { readPodmanConfig } = await import("./podman-database.ts");
+  return readPodmanConfig(id, bundle);
+}
+
+/** An earlier checkpoint may have left one. */
+function replaceDocument(path: string, bytes: Uint8Array): void {
+  if (findFile(path) !== undefined) unlink(path);
+  writeDocument(path, bytes);
+}
 
 /** The runtime that the container was made with: podman's own default may be another one by now. */
 function runtimeOf(container: Json): readonly string[] {

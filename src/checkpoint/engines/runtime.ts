@@ -1,9 +1,9 @@
 /** runc and crun on their own: state, bundle and CRIU's images are all there is, the metadata is made here. */
 import { join } from "node:path";
 import { ShaleError } from "../../errors/index.ts";
-import { closeFile, createFile, findMount, makeDirectory, readFile, writeAt } from "../../sys/index.ts";
+import { findMount, makeDirectory, readFile } from "../../sys/index.ts";
 import { MEMBER } from "../archive/index.ts";
-import { ask, type FindContainer, isObject, overlayDirectories, parseAnswer, textOf } from "./engine.ts";
+import { ask, type FindContainer, isObject, overlayDirectories, parseAnswer, textOf, writeDocument } from "./engine.ts";
 
 const CONFIG_MAX = 16 * 1024 * 1024;
 
@@ -27,6 +27,7 @@ export const findRuntimeContainer: FindContainer = async (name, { program, signa
     id: name,
     ...overlayDirectories(mount.superOptions, name),
     volumes: [],
+    images: (workspace) => join(workspace, MEMBER.images),
     async checkpoint(workspace) {
       const images = join(workspace, MEMBER.images);
       makeDirectory(images);
@@ -53,13 +54,4 @@ export function reducedConfig(facts: {
     ...{ checkpointedTime: now, restored: false },
   };
   return Buffer.from(`${JSON.stringify(config)}\n`);
-}
-
-export function writeDocument(path: string, bytes: Uint8Array): void {
-  const fd = createFile(path);
-  try {
-    writeAt(fd, bytes, 0);
-  } finally {
-    closeFile(fd);
-  }
 }
