@@ -3,7 +3,7 @@
  * `npm run test:checkpoint-lab`, which makes the tree of peers first; takes about a minute more.
  */
 import assert from "node:assert/strict";
-import { mkdirSync } from "node:fs";
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import { delay } from "../../src/async/index.ts";
@@ -114,6 +114,42 @@ describe("interoperation", { timeout: 900_000 }, () => {
     await lab.try(runtime, "delete", "-f", name);
     await lab.try("umount", `/w/disk/${name}/bundle/rootfs`);
   }
+
+  test("what shale takes from podman's database is what podman exports", async () => {
+    await lab.clean();
+    const options = ["--name", "c1", "--network=none", "-v", "vol1:/data", "--label", "a=b", "--env", "X=1"];
+    await lab.exec("podman", "run", "-d", ...options, "lab", "sh", "-c", "while :; do sleep 1; done");
+    const theirs = ["--leave-running", "--compress=none", "-e", "/w/disk/theirs.tar"];
+    await lab.exec("podman", "container", "checkpoint", ...theirs, "c1");
+    // In place of podman: one that notes what it was asked.
+    const spy = '#!/bin/sh\necho "$*" >>/w/disk/asked\nexec podman "$@"\n';
+    writeFileSync(join(lab.disk, "spy"), spy, { mode: 0o755 });
+    await lab.shale("checkpoint", "save", "c1", "-o", "/w/disk/ours.tar", "--program", "/w/disk/spy");
+    const asked = readFileSync(join(lab.disk, "asked"), "utf8");
+    assert.match(asked, / container checkpoint --keep -- /, "it was not asked to export");
+    for (const document of ["config.dump", "spec.dump"]) {
+      const [their, our] = await Promise.all(
+        ["theirs", "ours"].map((name) => lab.exec("tar", "-xOf", `/w/disk/${name}.tar`, document)),
+      );
+      assert.deepEqual(JSON.parse(our!), JSON.parse(their!), document);
+    }
+    await removeContainer("c1");
+  });
+
+  test("a container whose database shale does not know is saved by way of podman's export", async () => {
+    await startContainer("crun");
+    const before = await readCount(inContainer("c1"));
+    // --root is the same place by another name, which is not the one in the configuration.
+    const spy =
+      '#!/bin/sh\nexec podman "$@" | sed "s,/w/disk/store/overlay-containers,/w/disk/link/overlay-containers,g"\n';
+    writeFileSync(join(lab.disk, "other"), spy, { mode: 0o755 });
+    await lab.exec("ln", "-s", "store", "/w/disk/link");
+    await lab.shale("checkpoint", "save", "c1", "-o", "/w/disk/exported.tar", "--program", "/w/disk/other");
+    await removeContainer("c1");
+    await lab.exec("podman", "container", "restore", "-i", "/w/disk/exported.tar", "-n", "r1");
+    await assertCounts(inContainer("r1"), before);
+    await removeContainer("r1");
+  });
 
   for (const runtime of ["crun", "runc"] as const) {
     for (const compression of ["none", "gzip", "zstd"] as const) {
