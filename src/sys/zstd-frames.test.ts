@@ -1,8 +1,16 @@
 import assert from "node:assert/strict";
+import { randomBytes } from "node:crypto";
 import { describe, test } from "node:test";
-import { constants, zstdCompressSync } from "node:zlib";
+import { constants, zstdCompressSync, zstdDecompressSync } from "node:zlib";
 import fc from "fast-check";
-import { decompress, decompressZstdChunk, type FramesBackend } from "../formats/compression/index.ts";
+import {
+  decompress,
+  decompressZstdChunk,
+  type FramesBackend,
+  parseZstdFrameHeader,
+  SeekableFrameDecoder,
+  SeekableFrameEncoder,
+} from "../formats/compression/index.ts";
 import { chunked, collect, noise, text } from "../formats/compression/testing.ts";
 import { ShaleError } from "../errors/index.ts";
 import { loadZstdFrames } from "./zstd-frames.ts";
@@ -103,6 +111,7 @@ describe("a zstd stream with it and without it", () => {
     };
     const refusing: FramesBackend = {
       name: "refusing",
+      openEncoder: () => assert.fail("nothing is compressed"),
       open: () => ({ decompress, decompressSync: () => undefined, close: () => undefined }),
     };
     const many = Buffer.concat(Array.from({ length: 60 }, (_, i) => frame(noise(1000 + i))));
@@ -168,5 +177,73 @@ describe("a zstd stream with it and without it", () => {
       assert.notEqual(told[0], "taken");
     }
     decoder.close();
+  });
+});
+
+describe("loadZstdFrames().openEncoder()", () => {
+  const contents: readonly (readonly [string, Buffer])[] = [
+    ["nothing", Buffer.alloc(0)],
+    ["a byte", Buffer.from("x")],
+    ["zeros", Buffer.alloc(1_000_000)],
+    ["noise", randomBytes(1_048_576)],
+    ["text of several blocks", Buffer.from(Array.from({ length: 100_000 }, (_, i) => `${i * 7919}\n`).join(""))],
+    ["noise in text", Buffer.concat([Buffer.from("text ".repeat(40_000)), randomBytes(200_000), Buffer.alloc(70_000)])],
+  ];
+
+  for (const [what, content] of contents) {
+    for (const level of [1, 3]) {
+      test(`makes a frame of ${what} that all can read, at level ${level}, and the same one again`, async () => {
+        const [own, node] = [new SeekableFrameEncoder(level, loadZstdFrames()), new SeekableFrameEncoder(level)];
+        const bytes = Buffer.from(await own.compress(content));
+        assert.ok(Buffer.from(await own.compress(content)).equals(bytes));
+        assert.ok(zstdDecompressSync(bytes).equals(content));
+        const theirs = Buffer.from(await node.compress(content));
+        assert.ok(Math.abs(bytes.length - theirs.length) <= 8 + content.length / 1000, `${bytes.length} bytes`);
+        const facts = [bytes, theirs].map((given) => {
+          const header = parseZstdFrameHeader(given, 0);
+          return header?.kind === "frame" ? [header.contentSize, header.hasChecksum] : header;
+        });
+        assert.deepEqual(facts, [
+          [content.length, true],
+          [content.length, true],
+        ]);
+        const decoder = new SeekableFrameDecoder(loadZstdFrames());
+        for (const given of [bytes, theirs]) {
+          const frame = { compressedOffset: 0, compressedSize: given.length, offset: 0, size: content.length };
+          if (content.length > 0) assert.ok(Buffer.from(await decoder.decompress(given, frame)).equals(content));
+        }
+        for (const codec of [own, node, decoder]) codec.close();
+      });
+    }
+  }
+
+  test("a decoder says of damage, and of another size, what it says without the library", async () => {
+    const content = randomBytes(5000);
+    const bytes = Buffer.from(await new SeekableFrameEncoder(1).compress(content));
+    const damaged = Buffer.from(bytes);
+    damaged[100]! ^= 1;
+    for (const [given, size] of [
+      [damaged, 5000],
+      [bytes, 4999],
+      [bytes, 5001],
+      [bytes.subarray(0, -3), 5000],
+    ] as const) {
+      const frame = { compressedOffset: 7, compressedSize: given.length, offset: 0, size };
+      const said = await Promise.all(
+        [loadZstdFrames(), undefined].map(async (backend) => {
+          const decoder = new SeekableFrameDecoder(backend);
+          try {
+            await decoder.decompress(given, frame);
+            return assert.fail("damage was not noticed");
+          } catch (error) {
+            assert.ok(ShaleError.is(error));
+            return [error.code, error.message];
+          } finally {
+            decoder.close();
+          }
+        }),
+      );
+      assert.deepEqual(said[0], said[1]);
+    }
   });
 });

@@ -1,14 +1,21 @@
 /** An archive compressed as zstd frames with an index: what is passed over is not decompressed. */
 
-import { releaseBytes } from "../../bytes/index.ts";
 import { FormatError } from "../../errors/index.ts";
-import { decompressSeekableFrame, type SeekableFrame } from "../../formats/compression/index.ts";
+import { type SeekableFrame, SeekableFrameDecoder } from "../../formats/compression/index.ts";
 import { readAt } from "../../sys/index.ts";
+import { loadZstdFrames } from "../../sys/zstd-frames.ts";
 import type { ArchiveInput } from "./input.ts";
 
 /** Frames decompressed ahead of the reader, on the thread pool. */
 const AHEAD = 2;
 const NOTHING = new Uint8Array(0);
+const NOTHING_TO_DO = () => undefined;
+
+/** Memory for a compressed frame, and who decompresses it: they go round. */
+interface Slot {
+  readonly decoder: SeekableFrameDecoder;
+  compressed: Buffer;
+}
 
 export class SeekableInput implements ArchiveInput {
   readonly #fd: number;
@@ -17,7 +24,10 @@ export class SeekableInput implements ArchiveInput {
   #position = 0;
   /** The frame that `position` was last in. */
   #current = 0;
-  readonly #decoded = new Map<number, Promise<Uint8Array>>();
+  readonly #decoded = new Map<number, { readonly slot: Slot; readonly content: Promise<Uint8Array> }>();
+  readonly #free: Slot[] = [];
+  /** Of frames that were passed over while they were decompressed. */
+  readonly #leaving = new Set<Promise<void>>();
 
   /** `frames` are those of the file behind `fd`, which stays the caller's. */
   constructor(fd: number, frames: readonly SeekableFrame[]) {
@@ -62,8 +72,14 @@ export class SeekableInput implements ArchiveInput {
   }
 
   async close(): Promise<void> {
-    await Promise.allSettled(this.#decoded.values());
+    await Promise.all(this.#leaving);
+    const slots = [...this.#free.splice(0)];
+    for (const { slot, content } of this.#decoded.values()) {
+      await content.catch(() => undefined); // nobody got there
+      slots.push(slot);
+    }
     this.#decoded.clear();
+    for (const { decoder } of slots) decoder.close();
   }
 
   #seek(): void {
@@ -82,29 +98,40 @@ export class SeekableInput implements ArchiveInput {
   /** Starts the next frames too when the last one was read through: then the reader goes on in order. */
   #content(index: number): Promise<Uint8Array> {
     const sequential = this.#decoded.has(index - 1);
-    for (const [at, content] of this.#decoded) {
+    for (const [at, { slot, content }] of this.#decoded) {
       if (at >= index) continue;
       this.#decoded.delete(at);
-      content.then(releaseBytes, () => undefined); // no view of it is good any more
+      // No view of it is good any more.
+      const leaving: Promise<void> = content.then(NOTHING_TO_DO, NOTHING_TO_DO).then(() => {
+        this.#free.push(slot);
+        this.#leaving.delete(leaving);
+      });
+      this.#leaving.add(leaving);
     }
     const last = Math.min(sequential ? index + AHEAD : index, this.#frames.length - 1);
     for (let at = index; at <= last; at++) {
       if (this.#decoded.has(at)) continue;
-      const decoding = this.#decode(this.#frames[at]!);
-      decoding.catch(() => undefined); // reported to the reader that gets there
-      this.#decoded.set(at, decoding);
+      const slot = this.#free.pop() ?? newSlot();
+      const content = this.#decode(this.#frames[at]!, slot);
+      content.catch(() => undefined); // reported to the reader that gets there
+      this.#decoded.set(at, { slot, content });
     }
-    return this.#decoded.get(index)!;
+    return this.#decoded.get(index)!.content;
   }
 
-  async #decode(frame: SeekableFrame): Promise<Uint8Array> {
+  async #decode(frame: SeekableFrame, slot: Slot): Promise<Uint8Array> {
     if (frame.size === 0) return NOTHING;
-    const bytes = Buffer.allocUnsafe(frame.compressedSize);
+    if (slot.compressed.length < frame.compressedSize) slot.compressed = Buffer.allocUnsafeSlow(frame.compressedSize);
+    const bytes = slot.compressed.subarray(0, frame.compressedSize);
     if (readAt(this.#fd, bytes, frame.compressedOffset) !== bytes.length) {
       throw new FormatError("zstd stream", "frame", "is cut off", { offset: frame.compressedOffset });
     }
-    return decompressSeekableFrame(bytes, frame);
+    return await slot.decoder.decompress(bytes, frame);
   }
+}
+
+function newSlot(): Slot {
+  return { decoder: new SeekableFrameDecoder(loadZstdFrames()), compressed: Buffer.alloc(0) };
 }
 
 function isIn(frame: SeekableFrame, position: number): boolean {

@@ -6,7 +6,8 @@ import { availableParallelism } from "node:os";
 import { promisify } from "node:util";
 import { gzip } from "node:zlib";
 import { releaseBytes } from "../../bytes/index.ts";
-import { compressSeekableFrame, encodeSeekableIndex } from "../../formats/compression/index.ts";
+import { encodeSeekableIndex, SeekableFrameEncoder } from "../../formats/compression/index.ts";
+import { loadZstdFrames } from "../../sys/zstd-frames.ts";
 import type { PieceSink } from "./output.ts";
 
 export type OutputCompression = "none" | "gzip" | "zstd";
@@ -50,13 +51,22 @@ export async function* compressPieces(
   }
 }
 
+interface Running {
+  readonly content: Uint8Array;
+  readonly bytes: Promise<Uint8Array>;
+  /** Whose memory the bytes are in. */
+  readonly encoder: SeekableFrameEncoder | undefined;
+}
+
 /** A sink of frames; `sink` gets compressed bytes in order. Its buffers go round: a handful of them, whatever the size. */
 export class FrameCompressor implements PieceSink {
   readonly #compression: "gzip" | "zstd";
   readonly #sink: (bytes: Uint8Array) => Promise<void>;
   readonly #parallel = Math.min(4, availableParallelism()); // 4: threads of the pool
-  readonly #running: { readonly content: Uint8Array; readonly bytes: Promise<Uint8Array> }[] = [];
+  readonly #running: Running[] = [];
   readonly #release: boolean;
+  /** Not at work. */
+  readonly #encoders: SeekableFrameEncoder[] = [];
   readonly #free: Buffer[] = [];
   readonly #frames: { compressedSize: number; size: number }[] = [];
 
@@ -76,12 +86,11 @@ export class FrameCompressor implements PieceSink {
   }
 
   async write(content: Uint8Array): Promise<void> {
+    const encoder = this.#compression === "zstd" ? this.#takeEncoder() : undefined;
     const bytes: Promise<Uint8Array> =
-      this.#compression === "zstd"
-        ? compressSeekableFrame(content, ZSTD_LEVEL)
-        : deflate(content, { level: GZIP_LEVEL, chunkSize: content.length + 64 * 1024 });
+      encoder?.compress(content) ?? deflate(content, { level: GZIP_LEVEL, chunkSize: content.length + 64 * 1024 });
     bytes.catch(() => undefined); // thrown where it is waited for
-    this.#running.push({ content, bytes });
+    this.#running.push({ content, bytes, encoder });
     if (this.#running.length > this.#parallel) await this.#finishFrame();
   }
 
@@ -94,15 +103,26 @@ export class FrameCompressor implements PieceSink {
   /** Waits for what is on the pool: its buffers are in use until then. */
   async abandon(): Promise<void> {
     await Promise.allSettled(this.#running.map(({ bytes }) => bytes));
+    for (const { encoder } of this.#running.splice(0)) encoder?.close();
+    for (const encoder of this.#encoders.splice(0)) encoder.close();
+  }
+
+  #takeEncoder(): SeekableFrameEncoder {
+    return this.#encoders.pop() ?? new SeekableFrameEncoder(ZSTD_LEVEL, loadZstdFrames());
   }
 
   async #finishFrame(): Promise<void> {
-    const { content, bytes } = this.#running[0]!;
+    const { content, bytes, encoder } = this.#running[0]!;
     const compressed = await bytes;
     this.#running.shift();
     if (content.length === FRAME) this.#free.push(Buffer.from(content.buffer, content.byteOffset, FRAME));
     this.#frames.push({ compressedSize: compressed.length, size: content.length });
-    await this.#sink(compressed);
-    if (this.#release) releaseBytes(compressed);
+    if (encoder === undefined) {
+      await this.#sink(compressed);
+      if (this.#release) releaseBytes(compressed);
+      return;
+    }
+    await this.#sink(this.#release ? compressed : Buffer.from(compressed));
+    this.#encoders.push(encoder);
   }
 }

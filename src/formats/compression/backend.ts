@@ -46,9 +46,11 @@ export interface InflateStep {
   readonly crc32: number;
 }
 
-/** What decompresses many zstd frames in one go, where the machine has something for it. */
+/** What takes whole zstd frames at a time, where the machine has something for it. */
 export interface FramesBackend {
   readonly name: string;
+  /** A new encoder, for zstd's `level`. */
+  openEncoder(level: number): FrameEncoder;
   /** A new decoder. Each has its own state; several may be at work at a time. */
   open(): FramesDecoder;
 }
@@ -62,6 +64,17 @@ export interface FramesDecoder {
   decompress(frames: Uint8Array, room: Uint8Array): Promise<number | undefined>;
   /** The same on the calling thread, for a few KiB. */
   decompressSync(frames: Uint8Array, room: Uint8Array): number | undefined;
+  /** Frees everything. Not to be called while a call is under way. */
+  close(): void;
+}
+
+/** Not to be called again before the last call has settled. */
+export interface FrameEncoder {
+  /**
+   * One frame of `content`, with its size and a checksum, into `room`, on another thread. Equal bytes give equal frames, but not
+   * those of node:zlib. The number of bytes; undefined when `room` is too small.
+   */
+  compress(content: Uint8Array, room: Uint8Array): Promise<number | undefined>;
   /** Frees everything. Not to be called while a call is under way. */
   close(): void;
 }

@@ -32,7 +32,7 @@ import { overLimit, type PieceSettings, producePieces } from "./pieces.ts";
 import { unzstd } from "./zstd.ts";
 import { zlibInflate } from "./zlib-inflate.ts";
 
-export type { FramesBackend, FramesDecoder, InflateBackend, Inflater, InflateStep } from "./backend.ts";
+export type { FrameEncoder, FramesBackend, FramesDecoder, InflateBackend, Inflater, InflateStep } from "./backend.ts";
 export { type Compression, detectCompression } from "./detect.ts";
 export {
   type CompressedBatch,

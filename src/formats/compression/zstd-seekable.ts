@@ -10,6 +10,7 @@
 import { promisify } from "node:util";
 import { constants, zstdCompress, zstdDecompress } from "node:zlib";
 import { FormatError } from "../../errors/index.ts";
+import type { FrameEncoder, FramesBackend, FramesDecoder } from "./backend.ts";
 
 const INDEX_MAGIC = 0x184d2a5e;
 const FOOTER_MAGIC = 0x8f92eab1;
@@ -24,6 +25,7 @@ export const SEEKABLE_FRAME_MAX = 16 * 1024 * 1024;
 const COMPRESSED_MAX = SEEKABLE_FRAME_MAX + SEEKABLE_FRAME_MAX / 16;
 
 const FORMAT = "zstd seekable index";
+const NOTHING = new Uint8Array(0);
 const compress = promisify(zstdCompress);
 const decompress = promisify(zstdDecompress);
 
@@ -34,11 +36,43 @@ export interface SeekableFrame {
   readonly size: number;
 }
 
+/** Makes one frame after the other, of at most SEEKABLE_FRAME_MAX bytes each. Equal bytes give equal frames with the same backend. */
+export class SeekableFrameEncoder {
+  readonly #level: number;
+  readonly #encoder: FrameEncoder | undefined;
+  #room = NOTHING;
+
+  constructor(level: number, backend?: FramesBackend) {
+    this.#level = level;
+    this.#encoder = backend?.openEncoder(level);
+  }
+
+  /** Valid until the next call, which has to wait for this one. */
+  async compress(content: Uint8Array): Promise<Uint8Array> {
+    if (this.#encoder === undefined) return await compressSeekableFrame(content, this.#level);
+    const bound = boundOf(content.length);
+    if (this.#room.length < bound) this.#room = Buffer.allocUnsafeSlow(bound);
+    const size = await this.#encoder.compress(content, this.#room);
+    if (size === undefined) throw new RangeError(`${content.length} bytes do not fit into ${bound}`);
+    return this.#room.subarray(0, size);
+  }
+
+  /** Not while a call is under way. */
+  close(): void {
+    this.#encoder?.close();
+  }
+}
+
+/** ZSTD_compressBound(), amply. */
+function boundOf(size: number): number {
+  return size + Math.ceil(size / 128) + 1024;
+}
+
 /** One frame of `bytes` (at most SEEKABLE_FRAME_MAX), on the thread pool. Equal bytes give equal frames. */
 export async function compressSeekableFrame(bytes: Uint8Array, level: number): Promise<Uint8Array> {
   return await compress(bytes, {
     // One buffer for the whole frame: the default of 16 KiB makes a hundred, and joins them.
-    chunkSize: bytes.length + Math.ceil(bytes.length / 128) + 1024,
+    chunkSize: boundOf(bytes.length),
     pledgedSrcSize: bytes.length, // tables of its size, and the size in the frame's header
     params: {
       [constants.ZSTD_c_compressionLevel]: level,
@@ -46,6 +80,30 @@ export async function compressSeekableFrame(bytes: Uint8Array, level: number): P
       [constants.ZSTD_c_contentSizeFlag]: 1,
     },
   });
+}
+
+/** Decompresses one frame after the other, as {@link decompressSeekableFrame} does. */
+export class SeekableFrameDecoder {
+  readonly #decoder: FramesDecoder | undefined;
+  #room = NOTHING;
+
+  constructor(backend?: FramesBackend) {
+    this.#decoder = backend?.open();
+  }
+
+  /** Valid until the next call, which has to wait for this one. */
+  async decompress(bytes: Uint8Array, frame: SeekableFrame): Promise<Uint8Array> {
+    if (this.#decoder === undefined) return await decompressSeekableFrame(bytes, frame);
+    if (this.#room.length < frame.size) this.#room = Buffer.allocUnsafeSlow(frame.size);
+    const size = await this.#decoder.decompress(bytes, this.#room.subarray(0, frame.size));
+    // Damaged, or not of this size: the other way tells which.
+    return size === frame.size ? this.#room.subarray(0, size) : await decompressSeekableFrame(bytes, frame);
+  }
+
+  /** Not while a call is under way. */
+  close(): void {
+    this.#decoder?.close();
+  }
 }
 
 /** A frame's content, which must have the size that the index says. */
