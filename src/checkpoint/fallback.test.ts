@@ -33,9 +33,10 @@ async function write(scratch: string, upper: string, output: string, more: Parti
   );
 }
 
-async function restore(path: string, target: string) {
+async function restore(path: string, target: string, options: { readonly sync?: boolean } = {}) {
   await using archive = await openArchive(path);
-  return await restoreCheckpoint(archive, { upper: join(target, "restored"), bundle: join(target, "bundle") });
+  const targets = { upper: join(target, "restored"), bundle: join(target, "bundle") };
+  return await restoreCheckpoint(archive, targets, options);
 }
 
 async function withTmpfs(use: (directory: string) => Promise<void>): Promise<void> {
@@ -180,6 +181,23 @@ describe("writeCheckpoint() leaves nothing, and says why,", needsRoot, () => {
   });
 });
 
+describe("restoreCheckpoint()", needsRoot, () => {
+  test("syncs nothing unless asked: a name that is durable before its content would only look complete", async () => {
+    await withTemporaryDirectory(async (directory) => {
+      makeUpper(join(directory, "upper"));
+      await write(directory, join(directory, "upper"), join(directory, "archive"));
+      for (const sync of [false, true]) {
+        const out = join(directory, `out-${sync}`);
+        mkdirSync(out);
+        using _ = injectFault({ kind: "syncDirectory", nth: 1, errno: "EIO" });
+        const restored = restore(join(directory, "archive"), out, { sync });
+        if (sync) await assert.rejects(restored, { code: "EIO" });
+        else await restored;
+      }
+    });
+  });
+});
+
 describe("restoreCheckpoint() leaves nothing", needsRoot, () => {
   test("when anything that it does fails", async () => {
     await withTemporaryDirectory(async (directory) => {
@@ -190,7 +208,7 @@ describe("restoreCheckpoint() leaves nothing", needsRoot, () => {
       for (const kind of ["create", "write", "mkdir", "copy", "truncate", "rename", "syncDirectory"] as const) {
         for (const nth of [1, 2, 3]) {
           using fault = injectFault({ kind, nth, errno: "EIO" });
-          await restore(join(directory, "archive"), out).then(
+          await restore(join(directory, "archive"), out, { sync: true }).then(
             () => assert.ok(nth > 1, `${kind} ${nth} was not reached`),
             (error: { code?: string }) => assert.equal(error.code, "EIO", `${kind} ${nth}`),
           );

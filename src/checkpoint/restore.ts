@@ -99,8 +99,7 @@ export async function restoreCheckpoint(
   }
   const verified = index === undefined ? [] : compare(index, digester.finish());
   const result = run.finish(index);
-  if (options.sync) staging.sync();
-  staging.publish();
+  staging.publish({ durable: options.sync ?? false });
   return { ...result, verified };
 }
 

@@ -65,19 +65,19 @@ export class Staging implements Disposable {
     return path;
   }
 
-  /** Makes what is in the directories durable. */
-  sync(): void {
-    for (const { fd } of this.#places) syncFileSystemOf(fd);
-  }
-
-  /** Gives all of them their names, in the order in which they were added; none when one fails. */
-  publish(): void {
+  /**
+   * Gives all of them their names, in the order in which they were added; none when one fails. With `durable`, what is in them survives
+   * a power cut from before they have their names, and the names from when this returns. Otherwise neither does: a name that is durable
+   * before its content would only look complete.
+   */
+  publish({ durable }: { readonly durable: boolean }): void {
+    if (durable) for (const { fd } of this.#places) syncFileSystemOf(fd);
     const done: Place[] = [];
     try {
       for (const place of this.#places) {
         rename(place.path, place.target); // over an empty directory, or none
         done.push(place);
-        syncDirectory(dirname(place.target));
+        if (durable) syncDirectory(dirname(place.target));
       }
       this.#published = true;
     } catch (error) {
