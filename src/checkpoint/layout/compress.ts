@@ -122,7 +122,10 @@ export class FrameCompressor implements PieceSink {
       if (this.#release) releaseBytes(compressed);
       return;
     }
-    await this.#sink(this.#release ? compressed : Buffer.from(compressed));
-    this.#encoders.push(encoder);
+    try {
+      await this.#sink(this.#release ? compressed : Buffer.from(compressed));
+    } finally {
+      this.#encoders.push(encoder);
+    }
   }
 }

@@ -192,6 +192,7 @@ describe("StoreOperation.ingest()", () => {
     copy[at]! ^= 1;
     return copy;
   };
+  const bad = flipped(tar({ a: noise(1000, "a"), b: noise(7_000_000, "b") }), 512 + 1024 + 3);
   const refused: readonly {
     readonly name: string;
     readonly bytes: Buffer;
@@ -240,6 +241,23 @@ describe("StoreOperation.ingest()", () => {
       code: "DATA_LOSS",
       message: /the bytes that arrived are/,
     },
+    // Large, so that more was read ahead than was looked at when the tar turned out to be none.
+    ...[bad, gzipSync(bad)].flatMap((bytes, i) => [
+      {
+        name: `a large tar with a bad header, of the right digest${i === 0 ? "" : ", compressed"}`,
+        bytes,
+        expected: { digest: digestOf(bytes) },
+        code: "INVALID_ARGUMENT",
+        message: /tar/,
+      },
+      {
+        name: `the same, of another digest: as a loss${i === 0 ? "" : ", compressed"}`,
+        bytes,
+        expected: { digest: other as string as Digest },
+        code: "DATA_LOSS",
+        message: /the bytes that arrived are/,
+      },
+    ]),
     { name: "what is no tar", bytes: noise(10_000, "no tar"), code: "INVALID_ARGUMENT", message: /tar/ },
     {
       name: "a path that leads outside",

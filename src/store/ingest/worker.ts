@@ -27,6 +27,7 @@ import { LayerWriter } from "./layer-writer.ts";
 import {
   CONTROL_CONSUMED,
   CONTROL_STOP,
+  type FeedSource,
   type IngestJob,
   type IngestResult,
   type JobResult,
@@ -155,14 +156,7 @@ async function ingest(
   } catch (error) {
     // A broken transfer looks like a broken format. Which of the two it is, the digest of all bytes tells.
     if (ShaleError.is(error, "INVALID_ARGUMENT") && job.digest !== undefined) {
-      for (let next = await feed.next(); next.done !== true; next = await feed.next()) {
-        if (feedHash !== undefined) feedHash.update(next.value);
-        else {
-          sha256.give(next.value);
-          sha256.settle();
-        }
-      }
-      checkDigest(job.digest, `${algorithm}:${(feedHash ?? sha256).digest().toString("hex")}`, error);
+      checkDigest(job.digest, await digestOf(job.feed, algorithm, signal), error);
     }
     throw error;
   } finally {
@@ -185,6 +179,13 @@ async function ingest(
   const kept = toc === undefined ? 0 : keepTocOf(job.feed.path, join(layer, "toc"), toc);
   const { id, directory, form } = job;
   return { ...writer.finish(kept), id, directory, form, digest, diffId, tarSize, size, toc };
+}
+
+/** Read again from the start: what was taken ahead, and not looked at any more, is in none of the digests that were begun. */
+async function digestOf(feed: FeedSource, algorithm: string, signal: AbortSignal): Promise<string> {
+  const hash = createHash(algorithm);
+  for await (const piece of readFeed(feed, signal)) hash.update(piece);
+  return `${algorithm}:${hash.digest("hex")}`;
 }
 
 /** Where its footer says. One that can't be read is no use for later pulls, and nothing else needs it. */
