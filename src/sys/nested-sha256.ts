@@ -220,7 +220,7 @@ class Together implements NestedSha256 {
       return;
     }
     const along = (end - this.#at) >>> 6;
-    const before = Math.max(0, along - blocks);
+    const before = along - blocks;
     this.#alone(STREAM, this.#at, before);
     this.#set(STREAM, this.#at + before * BLOCK, along - before);
     this.#set(PART, at, blocks);

@@ -100,7 +100,7 @@ export class FrameCompressor implements PieceSink {
     if (this.#compression === "zstd") await this.#sink(encodeSeekableIndex(this.#frames));
   }
 
-  /** Waits for what is on the pool: its buffers are in use until then. */
+  /** Waits for what is on the pool, whose buffers are in use until then, and frees everything. To be called in the end, also after `end`. */
   async abandon(): Promise<void> {
     await Promise.allSettled(this.#running.map(({ bytes }) => bytes));
     for (const { encoder } of this.#running.splice(0)) encoder?.close();

@@ -21,7 +21,7 @@
  *
  * Pure but for the thread pool: no files, network, clock or randomness. Backends: {@link zlibInflate} is always there;
  * `loadIsal()` of sys/isal.ts gives a faster one for gzip where the machine has libisal, `loadZstdFrames()` of sys/zstd-frames.ts one
- * for the many small frames of zstd:chunked.
+ * for the many small frames of zstd:chunked, and for the frames of checkpoint archives.
  */
 import { throwIfAborted } from "../../async/index.ts";
 import type { FramesBackend, InflateBackend } from "./backend.ts";

@@ -38,8 +38,8 @@ import { serializeError } from "./serialize-error.ts";
 import { keepToc } from "./toc-file.ts";
 
 /**
- * Bytes of a tar that are taken without looking up: it is this thread that gives the inflating one its next work. Half of 1 MiB and less
- * make an ingest 8 % faster; of 128 KiB there is nothing more to gain.
+ * Bytes of a tar that are taken without looking up: it is this thread that gives the inflating one its next work. An
+ * ingest took 8 % less time than with pieces of 1 MiB; halves of these gained nothing, nor did 128 KiB.
  */
 const TURN = 256 * 1024;
 
