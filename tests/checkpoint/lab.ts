@@ -6,6 +6,10 @@ import { type RunResult, run } from "../../src/sys/index.ts";
 
 /** Loaded by each shale process: it notes its peak memory, in KiB, as it ends. */
 const REPORT = `data:text/javascript,import{appendFileSync}from"node:fs";process.on("exit",()=>appendFileSync("/w/shale/memory",process.resourceUsage().maxRSS+"\\n"))`;
+const SHALE = [
+  ...["env", "NODE_COMPILE_CACHE=/w/shale/cache"],
+  ...["/w/shale/node", "--disable-warning=ExperimentalWarning", "--import", REPORT, "/w/shale/src/cli/main.ts"],
+];
 const SCRIPT = join(import.meta.dirname, "lab.sh");
 const SOURCES = join(import.meta.dirname, "../..");
 /** Where the tree of peers.sh is; the laboratory is beside it. */
@@ -49,15 +53,12 @@ export class Lab implements AsyncDisposable {
   }
 
   async shale(...args: readonly string[]): Promise<string> {
-    const cache = "NODE_COMPILE_CACHE=/w/shale/cache";
-    const program = [
-      "/w/shale/node",
-      "--disable-warning=ExperimentalWarning",
-      "--import",
-      REPORT,
-      "/w/shale/src/cli/main.ts",
-    ];
-    return await this.exec("env", cache, ...program, ...args);
+    return await this.exec(...SHALE, ...args);
+  }
+
+  /** Runs shale, and kills it after a time unless it ended before. What it started goes on. */
+  async shaleKilled(afterMs: number, ...args: readonly string[]): Promise<void> {
+    await this.try("timeout", "--foreground", "-s", "KILL", String(afterMs / 1000), ...SHALE, ...args);
   }
 
   /** The largest resident set of all shale processes so far, bytes. */

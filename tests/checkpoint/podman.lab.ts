@@ -3,7 +3,7 @@
  * `npm run test:checkpoint-lab`, which makes the tree of peers first; takes about a minute more.
  */
 import assert from "node:assert/strict";
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import { delay } from "../../src/async/index.ts";
@@ -93,6 +93,11 @@ describe("interoperation", { timeout: 900_000 }, () => {
     return (await lab.exec("podman", "inspect", "c1", "--format", "{{.GraphDriver.Data.LowerDir}}")).trim();
   }
 
+  /** Hidden files and directories beside archives. */
+  function leftovers(): readonly string[] {
+    return readdirSync(lab.disk).filter((name) => name.startsWith("."));
+  }
+
   async function removeContainer(name: string): Promise<void> {
     await lab.exec("podman", "rm", "-f", "-t0", name);
     await lab.try("podman", "volume", "rm", "-f", "vol1");
@@ -126,7 +131,7 @@ describe("interoperation", { timeout: 900_000 }, () => {
     writeFileSync(join(lab.disk, "spy"), spy, { mode: 0o755 });
     await lab.shale("checkpoint", "save", "c1", "-o", "/w/disk/ours.tar", "--program", "/w/disk/spy");
     const asked = readFileSync(join(lab.disk, "asked"), "utf8");
-    assert.match(asked, / container checkpoint --keep -- /, "it was not asked to export");
+    assert.match(asked, /^container inspect -- c1\n.* container checkpoint --keep -- /, "it was not asked to export");
     for (const document of ["config.dump", "spec.dump"]) {
       const [their, our] = await Promise.all(
         ["theirs", "ours"].map((name) => lab.exec("tar", "-xOf", `/w/disk/${name}.tar`, document)),
@@ -134,6 +139,74 @@ describe("interoperation", { timeout: 900_000 }, () => {
       assert.deepEqual(JSON.parse(our!), JSON.parse(their!), document);
     }
     await removeContainer("c1");
+  });
+
+  test("of a container without volumes podman is asked nothing but to checkpoint it", async () => {
+    await lab.clean();
+    const script = "echo changed >/etc/motd; rm /etc/issue; echo ready >/ready; while :; do sleep 1; done";
+    await lab.exec("podman", "run", "-d", "--name", "c1", "--network=none", "lab", "sh", "-c", script);
+    await inContainer("c1")("until [ -e /ready ]; do sleep 0.1; done");
+    const spy = '#!/bin/sh\necho "$*" >>/w/disk/asked-plain\nexec podman "$@"\n';
+    writeFileSync(join(lab.disk, "spy"), spy, { mode: 0o755 });
+    await lab.shale("checkpoint", "save", "c1", "-o", "/w/disk/plain.tar", "--program", "/w/disk/spy");
+    const id = (await lab.exec("podman", "inspect", "c1", "--format", "{{.Id}}")).trim();
+    const asked = readFileSync(join(lab.disk, "asked-plain"), "utf8");
+    assert.equal(asked, `--runtime crun container checkpoint --keep -- ${id}\n`);
+    const state = (await lab.exec("podman", "inspect", "c1", "--format", "{{.State.Checkpointed}}")).trim();
+    assert.equal(state, "true");
+    await removeContainer("c1");
+    await lab.exec("podman", "container", "restore", "-i", "/w/disk/plain.tar", "-n", "r1");
+    assert.equal(await inContainer("r1")("cat /etc/motd /ready; ls /etc/issue 2>&1 | wc -l"), "changed\nready\n1\n");
+    await removeContainer("r1");
+  });
+
+  test("two saves of one container at once: one has the archive, the other says why not, and nothing is lost", async () => {
+    await startContainer("crun");
+    const before = await readCount(inContainer("c1"));
+    const archives = ["/w/disk/one.tar", "/w/disk/two.tar"];
+    const saves = archives.map((archive) => lab.shale("checkpoint", "save", "c1", "-o", archive));
+    const [one, two] = await Promise.allSettled(saves);
+    const failed = [one!, two!].filter((result) => result.status === "rejected");
+    assert.equal(failed.length, 1);
+    assert.match(String(failed[0]!.reason), /Cannot (checkpoint|find container) c1/);
+    const archive = archives[one!.status === "fulfilled" ? 0 : 1]!;
+    await lab.shale("checkpoint", "verify", archive);
+    assert.deepEqual(leftovers(), []);
+    await removeContainer("c1");
+    await lab.exec("podman", "container", "restore", "-i", archive, "-n", "r1");
+    await assertCounts(inContainer("r1"), before);
+    await removeContainer("r1");
+    await lab.exec("rm", archive);
+  });
+
+  test("a save killed at any time leaves the container running, or where podman restores it, and no half archive", async () => {
+    await startContainer("crun");
+    const archive = "/w/disk/killed.tar";
+    const seen = new Set<string>();
+    for (let delay = 60; delay <= 560; delay += 50) {
+      const before = await readCount(inContainer("c1"));
+      await lab.shaleKilled(delay, "checkpoint", "save", "c1", "-o", archive);
+      // podman, if it was started, does not end with shale.
+      const commands = 'for f in /proc/[0-9]*/cmdline; do tr "\\0" " " <$f; done 2>/dev/null';
+      await lab.exec("sh", "-c", `while { ${commands}; } | grep -q "containe[r] checkpoint"; do sleep 0.05; done`);
+      const status = (await lab.exec("podman", "inspect", "c1", "--format", "{{.State.Status}}")).trim();
+      const whole = (await lab.try("test", "-e", archive)).code === 0;
+      seen.add(`${status}, ${whole ? "archive" : "none"}`);
+      if (whole) await lab.shale("checkpoint", "verify", archive);
+      if (status !== "running") await lab.exec("podman", "container", "restore", "c1");
+      await assertCounts(inContainer("c1"), before);
+      await lab.exec("sh", "-c", "rm -rf /w/disk/killed.tar /w/disk/.killed.tar.*");
+    }
+    assert.ok(seen.has("running, none"), `before podman: ${[...seen].join("; ")}`);
+    assert.ok(
+      [...seen].some((each) => each.startsWith("exited")),
+      `after podman: ${[...seen].join("; ")}`,
+    );
+    // What was left behind is in nobody's way.
+    await lab.shale("checkpoint", "save", "c1", "-o", archive);
+    await lab.shale("checkpoint", "verify", archive);
+    await removeContainer("c1");
+    await lab.exec("rm", archive);
   });
 
   test("a container whose database shale does not know is saved by way of podman's export", async () => {

@@ -2,7 +2,7 @@
 import { join } from "node:path";
 import { ShaleError } from "../../errors/index.ts";
 import { makeDirectory } from "../../sys/index.ts";
-import { MEMBER } from "../archive/index.ts";
+import { MEMBER } from "../archive/sections.ts";
 import { ask, type FindContainer, isObject, overlayDirectories, parseAnswer, textOf, writeDocument } from "./engine.ts";
 import { reducedConfig } from "./runtime.ts";
 

@@ -2,7 +2,7 @@
 import { join } from "node:path";
 import { ShaleError } from "../../errors/index.ts";
 import { findMount, makeDirectory, readFile } from "../../sys/index.ts";
-import { MEMBER } from "../archive/index.ts";
+import { MEMBER } from "../archive/sections.ts";
 import { ask, type FindContainer, isObject, overlayDirectories, parseAnswer, textOf, writeDocument } from "./engine.ts";
 
 const CONFIG_MAX = 16 * 1024 * 1024;
