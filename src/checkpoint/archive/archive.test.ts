@@ -112,16 +112,20 @@ describe("openArchive()", () => {
     });
   }
 
-  test("reads zstd with an index of frames by its frames, and passes over what is not asked for", async () => {
-    const path = join(directory, "seekable.tar.zst");
-    const bytes = readFileSync(plain);
+  /** In frames of `size` bytes, with an index of them. */
+  async function writeFrames(path: string, bytes: Uint8Array, size: number): Promise<void> {
     const frames: { compressed: Uint8Array; size: number }[] = [];
-    for (let at = 0; at < bytes.length; at += 100_000) {
-      const piece = bytes.subarray(at, at + 100_000);
+    for (let at = 0; at < bytes.length; at += size) {
+      const piece = bytes.subarray(at, at + size);
       frames.push({ compressed: await compressSeekableFrame(piece, 3), size: piece.length });
     }
     const index = encodeSeekableIndex(frames.map((f) => ({ compressedSize: f.compressed.length, size: f.size })));
     writeFileSync(path, Buffer.concat([...frames.map((f) => f.compressed), index]));
+  }
+
+  test("reads zstd with an index of frames by its frames, and passes over what is not asked for", async () => {
+    const path = join(directory, "seekable.tar.zst");
+    await writeFrames(path, readFileSync(plain), 100_000);
     execFileSync("zstd", ["-tq", path]);
     await using archive = await openArchive(path);
     assert.equal(archive.access, "seek");
@@ -132,6 +136,25 @@ describe("openArchive()", () => {
       names,
       PODMAN_SUMMARY.slice(1).map(([name]) => name),
     );
+  });
+
+  test("reads frames of any size: headers lie across several, whose memory is used again", async () => {
+    const tree = join(directory, "names");
+    mkdirSync(join(tree, "x".repeat(200), "y".repeat(200)), { recursive: true });
+    for (let i = 0; i < 20; i++) writeFileSync(join(tree, "x".repeat(200), "y".repeat(200), `${i}`), `content ${i}`);
+    const tar = execFileSync("tar", ["-C", tree, "--format=pax", "--pax-option=exthdr.name=%f", "-cf", "-", "."]);
+    const expected: string[] = [];
+    for (const size of [tar.length, 97, 250, 513, 4096]) {
+      const path = join(directory, `frames-of-${size}.tar.zst`);
+      await writeFrames(path, tar, size);
+      await using archive = await openArchive(path);
+      assert.equal(archive.access, "seek");
+      const found: string[] = [];
+      for await (const member of archive.members()) found.push(`${member.path}: ${await read(member)}`);
+      if (size === tar.length) expected.push(...found);
+      assert.deepEqual(found, expected, `frames of ${size} bytes`);
+    }
+    assert.equal(expected.length, 22);
   });
 
   test("gives the place of content in a plain file", async () => {

@@ -25,8 +25,8 @@ export interface Content {
   readonly remaining: number;
   /** Where the next byte lies, in a file to copy or clone from; `skip` afterwards. Undefined in compressed archives and pipes. */
   place(): FilePlace | undefined;
-  /** The next bytes, at most `limit`, valid until the next call; undefined at the end. */
-  read(limit?: number): Promise<Uint8Array | undefined>;
+  /** The next bytes, at most `limit`, valid until the next call; undefined at the end. No promise where they are at hand. */
+  read(limit?: number): Uint8Array | undefined | Promise<Uint8Array | undefined>;
   /** Passes over what is left, or `length` bytes of it. */
   skip(length?: number): Promise<void>;
   /** All of it. RESOURCE_EXHAUSTED when it is over `limit`, before memory is taken; FormatError for a sparse file. */
@@ -146,7 +146,8 @@ async function* readNested(
     for (;;) {
       throwIfAborted(signal);
       if (previous !== undefined && previous.remaining > 0) await previous.skip();
-      const entry = await reader.next();
+      const next = reader.next();
+      const entry = next instanceof Promise ? await next : next;
       if (entry === undefined) return;
       const content = new EntryContent(reader, input, entry, section, observer);
       previous = content;
@@ -193,10 +194,9 @@ class EntryContent implements Content {
     return this.#input.place();
   }
 
-  async read(limit = PIECE): Promise<Uint8Array | undefined> {
-    const bytes = await this.#reader.read(limit);
-    if (bytes !== undefined && !this.#opened) this.#observer?.content(this.#section, this.#entry, bytes);
-    return bytes;
+  read(limit = PIECE): Uint8Array | undefined | Promise<Uint8Array | undefined> {
+    const given = this.#reader.read(limit);
+    return given instanceof Promise ? given.then((bytes) => this.#seen(bytes)) : this.#seen(given);
   }
 
   async skip(length = this.remaining): Promise<void> {
@@ -229,6 +229,11 @@ class EntryContent implements Content {
     return bytes;
   }
 
+  #seen(bytes: Uint8Array | undefined): Uint8Array | undefined {
+    if (bytes !== undefined && !this.#opened) this.#observer?.content(this.#section, this.#entry, bytes);
+    return bytes;
+  }
+
   /** Its bytes as a tar. The first ones are read twice, so they come from the file again or are held. */
   async nested(): Promise<{ readonly head: Uint8Array; readonly input: ArchiveInput }> {
     this.#opened = true;
@@ -258,12 +263,8 @@ class HeadedInput implements ArchiveInput {
     this.#rest = rest;
   }
 
-  async read(length: number): Promise<Uint8Array> {
-    if (this.#head.length === 0) return this.#rest.read(length);
-    const head = this.#head.subarray(0, length);
-    this.#head = this.#head.subarray(head.length);
-    if (head.length === length) return head;
-    return Buffer.concat([head, await this.#rest.read(length - head.length)]);
+  read(length: number): Uint8Array | Promise<Uint8Array> {
+    return this.#head.length === 0 ? this.#rest.read(length) : this.#readHead(length);
   }
 
   piece(limit: number): Uint8Array | Promise<Uint8Array> {
@@ -281,6 +282,13 @@ class HeadedInput implements ArchiveInput {
 
   place(): undefined {
     return undefined;
+  }
+
+  async #readHead(length: number): Promise<Uint8Array> {
+    const head = this.#head.subarray(0, length);
+    this.#head = this.#head.subarray(head.length);
+    if (head.length === length) return head;
+    return Buffer.concat([head, await this.#rest.read(length - head.length)]);
   }
 
   close(): void | Promise<void> {

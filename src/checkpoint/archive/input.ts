@@ -17,8 +17,10 @@ export interface ArchiveInput extends TarInput {
   close(): void | Promise<void>;
 }
 
-/** Read at once for headers; content is read in larger pieces. */
+/** Read at once for headers and small files, where all is read; content is read in larger pieces. */
 const WINDOW = 64 * 1024;
+/** Behind what was passed over, doubled with each that follows: where every third file is cloned, 64 KiB would be all of that one. */
+const FIRST_WINDOW = 16 * 1024;
 const PIECE = 1024 * 1024;
 const NOTHING = new Uint8Array(0);
 
@@ -30,6 +32,7 @@ export class FileInput implements ArchiveInput {
   #large: Buffer | undefined;
   #windowAt = 0;
   #windowLength = 0;
+  #windowSize = FIRST_WINDOW;
   #position: number;
 
   constructor(fd: number, start: number, end: number) {
@@ -48,7 +51,7 @@ export class FileInput implements ArchiveInput {
     }
     if (wanted <= 0) return NOTHING;
     const inside = this.#position - this.#windowAt;
-    if (inside < 0 || inside + wanted > this.#windowLength) this.#fill();
+    if (inside < 0 || inside + wanted > this.#windowLength) this.#fill(wanted);
     const start = this.#position - this.#windowAt;
     const bytes = this.#window.subarray(start, Math.min(start + wanted, this.#windowLength));
     this.#position += bytes.length;
@@ -79,9 +82,12 @@ export class FileInput implements ArchiveInput {
 
   close(): void {} // the descriptor is the caller's
 
-  #fill(): void {
+  #fill(wanted: number): void {
+    const inOrder = this.#position <= this.#windowAt + this.#windowLength;
+    this.#windowSize = inOrder ? Math.min(WINDOW, 2 * this.#windowSize) : FIRST_WINDOW;
+    const window = this.#window.subarray(0, Math.max(this.#windowSize, wanted));
     this.#windowAt = this.#position;
-    this.#windowLength = readAt(this.#fd, this.#window, this.#position);
+    this.#windowLength = readAt(this.#fd, window, this.#position);
   }
 }
 
@@ -169,7 +175,7 @@ export class StreamInput implements ArchiveInput {
 export interface BoundedSource {
   readonly remaining: number;
   /** Undefined at the end. */
-  read(limit: number): Promise<Uint8Array | undefined>;
+  read(limit: number): Uint8Array | undefined | Promise<Uint8Array | undefined>;
   skip(length: number): Promise<void>;
 }
 
@@ -181,9 +187,19 @@ export class BoundedInput implements ArchiveInput {
     this.#source = source;
   }
 
-  async read(length: number): Promise<Uint8Array> {
+  read(length: number): Uint8Array | Promise<Uint8Array> {
     const wanted = Math.min(length, this.#source.remaining);
-    const first = (await this.#source.read(wanted)) ?? NOTHING;
+    const first = this.#source.read(wanted) ?? NOTHING;
+    return first instanceof Uint8Array && first.length === wanted ? first : this.#gather(first, wanted);
+  }
+
+  piece(limit: number): Uint8Array | Promise<Uint8Array> {
+    const given = this.#source.read(limit) ?? NOTHING;
+    return given instanceof Uint8Array ? given : given.then((bytes) => bytes ?? NOTHING);
+  }
+
+  async #gather(given: Uint8Array | Promise<Uint8Array | undefined>, wanted: number): Promise<Uint8Array> {
+    const first = (await given) ?? NOTHING;
     if (first.length === wanted) return first;
     const parts = [Uint8Array.from(first)];
     for (let have = first.length; have < wanted; ) {
@@ -193,10 +209,6 @@ export class BoundedInput implements ArchiveInput {
       have += part.length;
     }
     return Buffer.concat(parts);
-  }
-
-  async piece(limit: number): Promise<Uint8Array> {
-    return (await this.#source.read(limit)) ?? NOTHING;
   }
 
   async skip(length: number): Promise<number> {

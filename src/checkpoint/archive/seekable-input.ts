@@ -17,6 +17,13 @@ interface Slot {
   compressed: Buffer;
 }
 
+interface Decoded {
+  readonly slot: Slot;
+  readonly content: Promise<Uint8Array>;
+  /** The same, once it is there. */
+  ready?: Uint8Array;
+}
+
 export class SeekableInput implements ArchiveInput {
   readonly #fd: number;
   readonly #frames: readonly SeekableFrame[];
@@ -24,7 +31,9 @@ export class SeekableInput implements ArchiveInput {
   #position = 0;
   /** The frame that `position` was last in. */
   #current = 0;
-  readonly #decoded = new Map<number, { readonly slot: Slot; readonly content: Promise<Uint8Array> }>();
+  readonly #decoded = new Map<number, Decoded>();
+  /** The frame that was read last: those before it are gone, those behind it were begun. */
+  #reading: number | undefined;
   readonly #free: Slot[] = [];
   /** Of frames that were passed over while they were decompressed. */
   readonly #leaving = new Set<Promise<void>>();
@@ -37,28 +46,19 @@ export class SeekableInput implements ArchiveInput {
     this.#size = last === undefined ? 0 : last.offset + last.size;
   }
 
-  async read(length: number): Promise<Uint8Array> {
-    const first = await this.piece(length);
-    if (first.length === length) return first;
-    const parts = [first];
-    for (let have = first.length; have < length; ) {
-      const part = await this.piece(length - have);
-      if (part.length === 0) break;
-      parts.push(part);
-      have += part.length;
-    }
-    return Buffer.concat(parts);
+  read(length: number): Uint8Array | Promise<Uint8Array> {
+    const first = this.piece(length);
+    return first instanceof Uint8Array && first.length === length ? first : this.#gather(first, length);
   }
 
-  async piece(limit: number): Promise<Uint8Array> {
+  piece(limit: number): Uint8Array | Promise<Uint8Array> {
     if (this.#position >= this.#size || limit === 0) return NOTHING;
     this.#seek();
-    const frame = this.#frames[this.#current]!;
-    const content = await this.#content(this.#current);
-    const inside = this.#position - frame.offset;
-    const bytes = content.subarray(inside, inside + limit);
-    this.#position += bytes.length;
-    return bytes;
+    const index = this.#current;
+    const ready = this.#decoded.get(index)?.ready;
+    if (ready !== undefined && this.#reading === index) return this.#take(ready, limit);
+    this.#reading = index;
+    return this.#content(index).then((content) => this.#take(content, limit));
   }
 
   skip(length: number): number {
@@ -80,6 +80,26 @@ export class SeekableInput implements ArchiveInput {
     }
     this.#decoded.clear();
     for (const { decoder } of slots) decoder.close();
+  }
+
+  #take(content: Uint8Array, limit: number): Uint8Array {
+    const inside = this.#position - this.#frames[this.#current]!.offset;
+    const bytes = content.subarray(inside, inside + limit);
+    this.#position += bytes.length;
+    return bytes;
+  }
+
+  async #gather(first: Uint8Array | Promise<Uint8Array>, length: number): Promise<Uint8Array> {
+    const start = await first;
+    if (start.length === length) return start;
+    const parts = [Uint8Array.from(start)];
+    for (let have = start.length; have < length; ) {
+      const part = await this.piece(length - have);
+      if (part.length === 0) break;
+      parts.push(Uint8Array.from(part)); // the memory of a frame that was left is used again
+      have += part.length;
+    }
+    return Buffer.concat(parts);
   }
 
   #seek(): void {
@@ -113,8 +133,14 @@ export class SeekableInput implements ArchiveInput {
       if (this.#decoded.has(at)) continue;
       const slot = this.#free.pop() ?? newSlot();
       const content = this.#decode(this.#frames[at]!, slot);
-      content.catch(() => undefined); // reported to the reader that gets there
-      this.#decoded.set(at, { slot, content });
+      const decoded: Decoded = { slot, content };
+      content.then(
+        (bytes) => {
+          decoded.ready = bytes;
+        },
+        () => undefined, // reported to the reader that gets there
+      );
+      this.#decoded.set(at, decoded);
     }
     return this.#decoded.get(index)!.content;
   }

@@ -251,7 +251,8 @@ export class TreeWriter implements Disposable {
     }
     for (let done = 0; done < length; ) {
       signal?.throwIfAborted();
-      const piece = await content.read(length - done);
+      const given = content.read(length - done);
+      const piece = given instanceof Promise ? await given : given;
       if (piece === undefined) throw new RangeError("content ends before its entry");
       end = Math.max(end, writeData(fd, at + done, piece));
       done += piece.length;

@@ -63,37 +63,28 @@ export class TarReader {
     return this.#offset;
   }
 
-  /** The next entry, after what is left of the current one; undefined at the end of the tar, which is then verified. */
-  async next(): Promise<TarEntry | undefined> {
+  /**
+   * The next entry, after what is left of the current one; undefined at the end of the tar, which is then verified. At once where the
+   * input has the bytes at hand: a promise for each 512 bytes is most of the work otherwise.
+   */
+  next(): TarEntry | undefined | Promise<TarEntry | undefined> {
     if (this.#ended) return undefined;
-    if (this.remaining > 0) await this.skip(this.remaining);
+    if (this.remaining > 0) return this.#nextBehindContent();
     this.#found = undefined;
-    for (;;) {
-      const { length } = this.#decoder.pending;
-      const trailer = length === Number.POSITIVE_INFINITY;
-      const given = trailer ? this.#input.piece(TRAILER_PIECE) : this.#input.read(length);
-      const bytes = given instanceof Uint8Array ? given : await given;
-      if (bytes.length > 0) this.#decoder.write(bytes);
-      this.#offset += bytes.length;
-      if (this.#found !== undefined) return this.#found;
-      if (trailer ? bytes.length === 0 : bytes.length < length) {
-        this.#decoder.end();
-        this.#ended = true;
-        return undefined;
-      }
+    while (!this.#ended && this.#found === undefined) {
+      const given = this.#ask();
+      if (!(given instanceof Uint8Array)) return this.#nextFrom(given);
+      this.#take(given);
     }
+    return this.#found;
   }
 
   /** The next bytes of the current entry's content, at most `limit`; undefined when it has all been read. */
-  async read(limit: number): Promise<Uint8Array | undefined> {
+  read(limit: number): Uint8Array | undefined | Promise<Uint8Array | undefined> {
     const { remaining } = this;
     if (remaining === 0) return undefined;
     const given = this.#input.piece(Math.min(limit, remaining));
-    const bytes = given instanceof Uint8Array ? given : await given;
-    if (bytes.length === 0) this.#decoder.end(); // throws: the tar ends inside of an entry
-    this.#decoder.write(bytes);
-    this.#offset += bytes.length;
-    return this.#piece;
+    return given instanceof Uint8Array ? this.#takeContent(given) : given.then((bytes) => this.#takeContent(bytes));
   }
 
   /** Passes over content of the current entry. FormatError when the input ends before it does. */
@@ -108,5 +99,42 @@ export class TarReader {
     }
     this.#decoder.skipPayload(length);
     this.#offset += length;
+  }
+
+  async #nextBehindContent(): Promise<TarEntry | undefined> {
+    await this.skip(this.remaining);
+    return await this.next();
+  }
+
+  async #nextFrom(first: Promise<Uint8Array>): Promise<TarEntry | undefined> {
+    this.#take(await first);
+    while (!this.#ended && this.#found === undefined) {
+      const given = this.#ask();
+      this.#take(given instanceof Uint8Array ? given : await given);
+    }
+    return this.#found;
+  }
+
+  /** What the decoder waits for; behind the end of the archive, whatever there is. */
+  #ask(): Uint8Array | Promise<Uint8Array> {
+    const { length } = this.#decoder.pending;
+    return length === Number.POSITIVE_INFINITY ? this.#input.piece(TRAILER_PIECE) : this.#input.read(length);
+  }
+
+  #take(bytes: Uint8Array): void {
+    const { length } = this.#decoder.pending;
+    const isLast = length === Number.POSITIVE_INFINITY ? bytes.length === 0 : bytes.length < length;
+    if (bytes.length > 0) this.#decoder.write(bytes);
+    this.#offset += bytes.length;
+    if (this.#found !== undefined || !isLast) return;
+    this.#decoder.end();
+    this.#ended = true;
+  }
+
+  #takeContent(bytes: Uint8Array): Uint8Array | undefined {
+    if (bytes.length === 0) this.#decoder.end(); // throws: the tar ends inside of an entry
+    this.#decoder.write(bytes);
+    this.#offset += bytes.length;
+    return this.#piece;
   }
 }
