@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
 import * as fs from "node:fs";
 import { join } from "node:path";
 import { describe, test } from "node:test";
@@ -6,19 +7,22 @@ import {
   createFileAt,
   exchangeAt,
   findAt,
+  isStill,
   makeDirectoryAt,
   openDirectory,
   openDirectoryBeneath,
   openFileBeneath,
   openItselfAt,
   removeTreeAt,
+  readXattrsAt,
   renameNoReplaceAt,
+  setModifiedTime,
   setModifiedTimeAt,
   setXattrOfHandle,
   statDescriptor,
 } from "./beneath.ts";
 import { closeFile } from "./files.ts";
-import { getXattr } from "./libc.ts";
+import { getXattr, setXattr } from "./libc.ts";
 import { parseRights, processRights } from "./rights.ts";
 import { Child } from "./testing/child.ts";
 import { needsRoot, withTemporaryDirectory } from "./testing/filesystems.ts";
@@ -209,6 +213,83 @@ describe("attributes", () => {
       closeFile(handle);
       assert.equal(getXattr(join(path, "link"), "trusted.test").toString(), "value");
       assert.throws(() => getXattr(join(outside, "file"), "trusted.test"), { code: "ENODATA" });
+    });
+  });
+});
+
+describe("readXattrsAt()", () => {
+  /** A file with attributes, a plain one, a symlink with one of its own, and the directory itself. */
+  function makeFiles(path: string): void {
+    fs.writeFileSync(join(path, "file"), "");
+    fs.writeFileSync(join(path, "plain"), "");
+    fs.symlinkSync("file", join(path, "link"));
+    for (const name of ["user.b", "trusted.a", "user.\xff"])
+      setXattr(join(path, "file"), Buffer.from(name, "latin1"), Buffer.from(`of ${name}`));
+    setXattr(join(path, "link"), "trusted.link", Buffer.from("its own"));
+    setXattr(path, "user.directory", Buffer.alloc(0));
+  }
+  const expected = {
+    file: [
+      { name: "trusted.a", value: "of trusted.a" },
+      { name: "user.b", value: "of user.b" },
+      { name: "user.\xff", value: "of user.\xc3\xbf" },
+    ],
+    plain: [],
+    link: [{ name: "trusted.link", value: "its own" }],
+    "": [{ name: "user.directory", value: "" }],
+  };
+
+  test("gives those of the name itself, of a symlink too, and of the directory", needsRoot, async () => {
+    await withDirectory((directory, path) => {
+      makeFiles(path);
+      for (const [name, xattrs] of Object.entries(expected))
+        assert.deepEqual(readXattrsAt(directory, name), xattrs, name);
+      assert.throws(() => readXattrsAt(directory, "none"), { code: "ENOENT" });
+      assert.throws(() => readXattrsAt(directory, "../outside/file"), { code: "EINVAL" });
+    });
+  });
+
+  for (const [what, errno] of [
+    ["a kernel that lacks listxattrat", 38],
+    ["a filter that forbids it", 1],
+  ] as const) {
+    test(`gives the same with ${what}`, needsRoot, async () => {
+      await withDirectory((_, path) => {
+        makeFiles(path);
+        const source = (name: string) => JSON.stringify(join(import.meta.dirname, name));
+        const script = `import { denyCall } from ${source("testing/deny-call.ts")};
+          import { openDirectory, readXattrsAt } from ${source("index.ts")};
+          denyCall(465, ${errno});
+          const directory = openDirectory(process.argv[1]);
+          console.log(JSON.stringify(${JSON.stringify(Object.keys(expected))}.map((name) => readXattrsAt(directory, name))));`;
+        const args = ["--disable-warning=ExperimentalWarning", "--input-type=module", "-e", script, path];
+        assert.deepEqual(JSON.parse(execFileSync(process.execPath, args).toString()), Object.values(expected));
+      });
+    });
+  }
+});
+
+describe("isStill()", () => {
+  test("notices another size, another time to the nanosecond, and another file", async () => {
+    await withDirectory((directory, path) => {
+      const file = join(path, "file");
+      fs.writeFileSync(file, "1");
+      const fd = fs.openSync(file, "r+");
+      setModifiedTime(fd, 5, 7);
+      const before = findAt(directory, "file")!;
+      assert.ok(isStill(fd, before));
+      setModifiedTime(fd, 5, 8);
+      assert.ok(!isStill(fd, before));
+      setModifiedTime(fd, 6, 7);
+      assert.ok(!isStill(fd, before));
+      setModifiedTime(fd, 5, 7);
+      assert.ok(isStill(fd, before));
+      fs.writeSync(fd, "2", 1);
+      setModifiedTime(fd, 5, 7);
+      assert.ok(!isStill(fd, before));
+      assert.ok(isStill(fd, findAt(directory, "file")!));
+      assert.ok(!isStill(fd, { ...before, size: 2, ino: before.ino + 1n }));
+      fs.closeSync(fd);
     });
   });
 });

@@ -212,6 +212,23 @@ export function readlinkat(directory: number, name: ByteString): ByteString {
   return second.toString("latin1", 0, length);
 }
 
+const SYS_listxattrat = 465; // include/uapi/asm-generic/unistd.h; the same on x86_64
+
+/** Names of extended attributes as listxattrat(2) writes them, with a NUL behind each; of the name itself, or with "" of the descriptor. */
+export function listxattrat(directory: number, name: ByteString, names: Buffer): number {
+  return call(
+    "int64_t syscall(int64_t, int64_t, const void *, int64_t, void *, int64_t)",
+    "listxattrat",
+    name,
+    SYS_listxattrat,
+    directory,
+    write(first, name, "listxattrat"),
+    AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH,
+    names,
+    names.length,
+  );
+}
+
 const STATX_BASIC_STATS = 0x7ff;
 const status = Buffer.alloc(256); // struct statx
 const view = new DataView(status.buffer, status.byteOffset, status.byteLength);
@@ -237,16 +254,7 @@ export interface Statx {
 
 /** statx(2) of the name itself, or with "" of the descriptor. */
 export function statx(directory: number, name: ByteString): Statx {
-  call(
-    "int statx(int, const void *, int, uint32_t, void *)",
-    "statx",
-    name,
-    directory,
-    write(first, name, "statx"),
-    AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH,
-    STATX_BASIC_STATS,
-    status,
-  );
+  fill(directory, name);
   return {
     links: view.getUint32(16, true),
     uid: view.getUint32(20, true),
@@ -261,6 +269,30 @@ export function statx(directory: number, name: ByteString): Statx {
     rdevMinor: view.getUint32(132, true),
     device: `${view.getUint32(136, true)}:${view.getUint32(140, true)}`,
   };
+}
+
+/** Whether the file has the inode, size and time of modification that `expected` has; makes nothing, which is half of a statx. */
+export function isUnchanged(fd: number, expected: Statx): boolean {
+  fill(fd, "");
+  return (
+    view.getUint32(120, true) === expected.mtimeNanoseconds &&
+    Number(view.getBigInt64(112, true)) === expected.mtimeSeconds &&
+    Number(view.getBigUint64(40, true)) === expected.size &&
+    view.getBigUint64(32, true) === expected.ino
+  );
+}
+
+function fill(directory: number, name: ByteString): void {
+  call(
+    "int statx(int, const void *, int, uint32_t, void *)",
+    "statx",
+    name,
+    directory,
+    write(first, name, "statx"),
+    AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH,
+    STATX_BASIC_STATS,
+    status,
+  );
 }
 
 /** Flags that open a directory to work in it, and a new file to write it; of this machine. */

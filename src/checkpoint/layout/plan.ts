@@ -13,7 +13,7 @@ import {
   tarPadding,
 } from "../../formats/tar/index.ts";
 import { isNested, type Section, type SectionKind } from "../archive/index.ts";
-import { type EntrySource, remember, type SourceEntry } from "../sources/entry.ts";
+import { eachEntry, type EntrySource, remember, type SourceEntry } from "../sources/entry.ts";
 
 export interface Alignment {
   /** Content begins at multiples of this; 512 is none. */
@@ -71,12 +71,11 @@ export async function measure(
   const remembered = remember(source);
   let size = 0;
   let files = 0;
-  for await (const { header } of remembered.entries()) {
-    if (files % BETWEEN_TURNS === 0) await setImmediate(); // a signal may have come
+  await eachEntry(remembered.entries(), ({ header }) => {
     signal?.throwIfAborted();
     size += tarHeaderLength(header, placeOf(header, size, alignment)) + header.size + tarPadding(header.size).length;
-    files++;
-  }
+    return files++ % BETWEEN_TURNS === 0 ? setImmediate() : undefined; // a signal may have come
+  });
   return { section, header: documentHeader(path, size + TAR_END.length), source: remembered, files };
 }
 

@@ -11,7 +11,7 @@ import {
   SectionDigester,
   type SectionDigests,
 } from "../archive/index.ts";
-import type { SourceContent } from "../sources/entry.ts";
+import { eachEntry, type SourceContent, type SourceEntry } from "../sources/entry.ts";
 import type { ArchiveOutput } from "./output.ts";
 import {
   type Alignment,
@@ -104,20 +104,22 @@ async function writeNested(
 ): Promise<void> {
   const start = writer.position;
   let count = 0;
-  for await (const { header, content } of source.entries()) {
-    // Else nothing comes through for as long as it takes: no Ctrl-C, and not the end of what runs beside.
-    if (++count % BETWEEN_TURNS === 0) await setImmediate();
+  const write = ({ header, content }: SourceEntry): void | Promise<void> => {
     signal?.throwIfAborted();
     const wait = writer.header(section, (offset) => encodeHeader(header, offset - start, alignment));
-    if (wait !== undefined) await wait;
+    return wait === undefined ? fill(header, content) : wait.then(() => fill(header, content));
+  };
+  const fill = (header: TarHeader, content: SourceContent | undefined): void | Promise<void> => {
     // Nothing may be written beyond what the outer header promised.
     if (writer.position - start + header.size > outer.size) {
       throw notAsPlanned(displayBytes(outer.path), outer.size, writer.position - start + header.size);
     }
-    if (content === undefined) continue;
-    const moving = writer.content(section, header, content);
-    if (moving !== undefined) await moving;
-  }
+    return content && writer.content(section, header, content);
+  };
+  await eachEntry(source.entries(), (entry) => {
+    // Else nothing comes through for as long as it takes: no Ctrl-C, and not the end of what runs beside.
+    return ++count % BETWEEN_TURNS === 0 ? setImmediate().then(() => write(entry)) : write(entry);
+  });
   await writer.header(section, () => TAR_END);
   if (writer.position - start !== outer.size) {
     throw notAsPlanned(displayBytes(outer.path), outer.size, writer.position - start);

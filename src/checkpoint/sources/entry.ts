@@ -2,7 +2,7 @@
 import { type ByteString, displayBytes } from "../../bytes/index.ts";
 import { ShaleError } from "../../errors/index.ts";
 import type { TarHeader } from "../../formats/tar/index.ts";
-import { closeFile, type Statx, statDescriptor } from "../../sys/index.ts";
+import { closeFile, isStill, type Statx } from "../../sys/index.ts";
 
 export interface SourceEntry {
   /** `path` is relative to the section, "." for the root of a tree; `size` is that of the content. */
@@ -34,13 +34,7 @@ export interface EntrySource {
 /** A file whose size and times must stay as they were in `expected`. */
 export function openUnchanged(fd: number, expected: Statx, path: ByteString): OpenContent {
   const verify = () => {
-    const now = statDescriptor(fd);
-    const same =
-      now.ino === expected.ino &&
-      now.size === expected.size &&
-      now.mtimeSeconds === expected.mtimeSeconds &&
-      now.mtimeNanoseconds === expected.mtimeNanoseconds;
-    if (!same) throw changed(path);
+    if (!isStill(fd, expected)) throw changed(path);
   };
   const close = () => closeFile(fd);
   return { fd, offset: 0, sparse: expected.allocated < expected.size, verify, [Symbol.dispose]: close };
@@ -50,6 +44,24 @@ export function changed(path: ByteString): ShaleError {
   return new ShaleError("ABORTED", `Cannot write ${displayBytes(path)} to the checkpoint: it was changed meanwhile`, {
     hint: "See that the container is stopped or paused while its checkpoint is written",
   });
+}
+
+/**
+ * Goes through entries in order. What `step` answers is awaited, and a source that has its entries at hand is not: a promise for each
+ * of 30,000 entries is a tenth of the work.
+ */
+export async function eachEntry(
+  entries: Iterable<SourceEntry> | AsyncIterable<SourceEntry>,
+  step: (entry: SourceEntry) => void | Promise<void>,
+): Promise<void> {
+  if (!(Symbol.iterator in entries)) {
+    for await (const entry of entries) await step(entry);
+    return;
+  }
+  for (const entry of entries) {
+    const wait = step(entry);
+    if (wait !== undefined) await wait;
+  }
 }
 
 /** At some 600 bytes each. */
@@ -62,20 +74,29 @@ const KEPT = 32_000;
 export function remember(source: EntrySource): EntrySource {
   let kept: SourceEntry[] | undefined;
   let complete = false;
-  async function* firstPass(): AsyncGenerator<SourceEntry, void, undefined> {
-    const seen: SourceEntry[] = [];
-    let fits = true;
-    for await (const entry of source.entries()) {
-      if (fits && seen.push(entry) > KEPT) {
-        fits = false;
-        seen.length = 0;
-      }
-      yield entry;
-    }
+  let seen: SourceEntry[] | undefined;
+  const see = (entry: SourceEntry) => {
+    if (seen !== undefined && seen.push(entry) > KEPT) seen = undefined;
+    return entry;
+  };
+  const end = () => {
     complete = true;
-    if (fits) kept = seen;
+    kept = seen;
+  };
+  function* atHand(entries: Iterable<SourceEntry>): Generator<SourceEntry, void, undefined> {
+    for (const entry of entries) yield see(entry);
+    end();
+  }
+  async function* waitedFor(entries: AsyncIterable<SourceEntry>): AsyncGenerator<SourceEntry, void, undefined> {
+    for await (const entry of entries) yield see(entry);
+    end();
   }
   return {
-    entries: () => (complete ? (kept ?? source.entries()) : firstPass()),
+    entries() {
+      if (complete) return kept ?? source.entries();
+      seen = [];
+      const entries = source.entries();
+      return Symbol.iterator in entries ? atHand(entries) : waitedFor(entries);
+    },
   };
 }

@@ -205,6 +205,8 @@ const NO_VALUES: BlockValues = {
   },
 };
 
+const INT32_RANGE = 2 ** 31;
+
 /** Into zeros. */
 function encodeBlock(bytes: Buffer, at: number, values: BlockValues): void {
   const text = (value: ByteString, { offset }: HeaderField) => {
@@ -212,11 +214,10 @@ function encodeBlock(bytes: Buffer, at: number, values: BlockValues): void {
   };
   const octal = (value: number, { offset, length }: HeaderField) => {
     const start = at + offset;
+    let last = start + length - 2;
     let left = value;
-    for (let i = start + length - 2; i >= start; i--) {
-      bytes[i] = 0x30 + (left % 8);
-      left = Math.floor(left / 8);
-    }
+    for (; left >= INT32_RANGE; left = Math.floor(left / 8)) bytes[last--] = 0x30 + (left % 8);
+    for (let i = last; i >= start; i--, left >>= 3) bytes[i] = 0x30 + (left & 7); // nearly all of them: three times as fast
   };
   text(values.name, FIELDS.name);
   octal(values.mode, FIELDS.mode);
