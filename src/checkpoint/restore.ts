@@ -256,7 +256,10 @@ class Restore {
     const nested = await member.open();
     // containerd keeps the layer as it would push it: compressed, deletions as names.
     this.#compressedRootfs = nested.compression !== "none";
-    for await (const file of nested.entries()) await upper.add(file, this.#compressedRootfs);
+    for await (const file of nested.entries()) {
+      const adding = upper.add(file, this.#compressedRootfs);
+      if (adding !== undefined) await adding;
+    }
   }
 
   async #restoreVolume(member: ArchiveMember): Promise<void> {

@@ -1,4 +1,5 @@
 /** A checkpoint archive as its members, read forward where they lie; see index.ts for the contract. */
+import { setImmediate } from "node:timers/promises";
 import { throwIfAborted } from "../../async/index.ts";
 import { type ByteString, displayBytes } from "../../bytes/index.ts";
 import { FormatError } from "../../errors/index.ts";
@@ -28,7 +29,7 @@ export interface Content {
   /** The next bytes, at most `limit`, valid until the next call; undefined at the end. No promise where they are at hand. */
   read(limit?: number): Uint8Array | undefined | Promise<Uint8Array | undefined>;
   /** Passes over what is left, or `length` bytes of it. */
-  skip(length?: number): Promise<void>;
+  skip(length?: number): void | Promise<void>;
   /** All of it. RESOURCE_EXHAUSTED when it is over `limit`, before memory is taken; FormatError for a sparse file. */
   bytes(limit: number): Promise<Uint8Array>;
 }
@@ -64,6 +65,8 @@ export interface PassOptions {
 }
 
 const PIECE = 1024 * 1024;
+/** Entries, at some 50 us each where they are restored. */
+const BETWEEN_TURNS = 256;
 
 /** One pass over an archive. */
 export async function* readMembers(
@@ -143,7 +146,8 @@ async function* readNested(
   );
   let previous: EntryContent | undefined;
   try {
-    for (;;) {
+    for (let count = 1; ; count++) {
+      if (count % BETWEEN_TURNS === 0) await setImmediate(); // else no Ctrl-C comes through while all bytes are at hand
       throwIfAborted(signal);
       if (previous !== undefined && previous.remaining > 0) await previous.skip();
       const next = reader.next();
@@ -199,14 +203,18 @@ class EntryContent implements Content {
     return given instanceof Promise ? given.then((bytes) => this.#seen(bytes)) : this.#seen(given);
   }
 
-  async skip(length = this.remaining): Promise<void> {
+  skip(length = this.remaining): void | Promise<void> {
     if (length === 0) return;
-    if (!this.#opened && this.#observer?.wants(this.#entry)) {
-      for (let left = length; left > 0; ) left -= (await this.read(Math.min(left, PIECE)))?.length ?? left;
-      return;
-    }
-    await this.#reader.skip(length);
-    if (!this.#opened) this.#observer?.skipped(this.#section, this.#entry, length);
+    if (!this.#opened && this.#observer?.wants(this.#entry)) return this.#readOver(length);
+    const skipping = this.#reader.skip(length);
+    const done = () => {
+      if (!this.#opened) this.#observer?.skipped(this.#section, this.#entry, length);
+    };
+    return skipping === undefined ? done() : skipping.then(done);
+  }
+
+  async #readOver(length: number): Promise<void> {
+    for (let left = length; left > 0; ) left -= (await this.read(Math.min(left, PIECE)))?.length ?? left;
   }
 
   async bytes(limit: number): Promise<Uint8Array> {

@@ -176,7 +176,7 @@ export interface BoundedSource {
   readonly remaining: number;
   /** Undefined at the end. */
   read(limit: number): Uint8Array | undefined | Promise<Uint8Array | undefined>;
-  skip(length: number): Promise<void>;
+  skip(length: number): void | Promise<void>;
 }
 
 /** The rest of another tar's current entry, as a tar of its own. */

@@ -104,8 +104,12 @@ export function memberPath(entry: Pick<TarEntry, "path" | "headerOffset">, forma
   });
 }
 
+/** A slash at an end or two in a row, "." or "..": nearly no path has one. */
+const UNCLEAN = /^\/|\/$|\/\/|(?:^|\/)\.\.?(?:\/|$)/;
+
 /** As {@link memberPath}, for any path; `fail` makes the error. */
 export function cleanPath(path: ByteString, fail: (problem: string) => Error): ByteString {
+  if (path.length > 0 && path.length <= NAME_MAX && !UNCLEAN.test(path)) return path;
   if (path.startsWith("/")) throw fail("is absolute");
   const parts: ByteString[] = [];
   for (const part of path.split("/")) {

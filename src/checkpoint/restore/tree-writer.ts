@@ -97,8 +97,11 @@ export class TreeWriter implements Disposable {
     return this.#directories.has(parent) && !this.#directories.has(path) && this.#exists(parent, nameOf(path));
   }
 
-  /** Makes an entry; an earlier one of its path is replaced. FormatError for what leads through something else than a directory. */
-  async add({ path, entry, content }: ArchiveEntry): Promise<void> {
+  /**
+   * Makes an entry; an earlier one of its path is replaced. FormatError for what leads through something else than a directory.
+   * Nothing to await where the content is at hand.
+   */
+  add({ path, entry, content }: ArchiveEntry): void | Promise<void> {
     this.#options.signal?.throwIfAborted();
     if (entry.type === "directory") {
       this.#makeDirectory(path, entry);
@@ -109,12 +112,12 @@ export class TreeWriter implements Disposable {
     const name = nameOf(path);
     this.totals.files++;
     try {
-      await this.#make(directory, name, path, entry, content);
+      return this.#make(directory, name, path, entry, content);
     } catch (error) {
       if (errnoOf(error) !== "EEXIST") throw error;
       if (this.#directories.has(path)) throw notTwice(path, entry.type);
       unlinkAt(directory, name);
-      await this.#make(directory, name, path, entry, content);
+      return this.#make(directory, name, path, entry, content);
     }
   }
 
@@ -124,9 +127,9 @@ export class TreeWriter implements Disposable {
     const once = () => {
       const next = given || bytes.length === 0 ? undefined : bytes;
       given = true;
-      return Promise.resolve(next);
+      return next;
     };
-    const none = () => Promise.resolve();
+    const none = () => undefined;
     const content = {
       remaining: bytes.length,
       place: () => undefined,
@@ -174,17 +177,17 @@ export class TreeWriter implements Disposable {
     closeFile(this.#root);
   }
 
-  async #make(
+  /** What it throws at once, EEXIST among it, comes before any content was read. */
+  #make(
     directory: number,
     name: ByteString,
     path: ByteString,
     entry: ArchiveEntry["entry"],
     content: Content,
-  ): Promise<void> {
+  ): void | Promise<void> {
     switch (entry.type) {
       case "file":
-        await this.#makeFile(directory, name, path, entry, content);
-        return;
+        return this.#makeFile(directory, name, path, entry, content);
       case "hardlink":
         this.#makeLink(name, path, entry.linkTarget);
         return;
@@ -199,65 +202,106 @@ export class TreeWriter implements Disposable {
     this.#setAttributesOf(directory, name, path, entry);
   }
 
-  async #makeFile(
+  #makeFile(
     directory: number,
     name: ByteString,
     path: ByteString,
     entry: ArchiveEntry["entry"],
     content: Content,
-  ): Promise<void> {
+  ): void | Promise<void> {
     const fd = createFileAt(directory, name, entry.mode & 0o777);
+    let isFilling = false;
     try {
-      await this.#fill(fd, entry, content);
-      try {
-        this.#setAttributes(fd, entry, false);
-      } catch (error) {
-        throw attributeError(path, error);
-      }
+      const filling = this.#fill(fd, entry, content);
+      isFilling = filling !== undefined;
+      if (filling === undefined) this.#finishFile(fd, path, entry);
+      else return filling.then(() => this.#finishFile(fd, path, entry)).finally(() => closeFile(fd));
     } finally {
-      closeFile(fd);
+      if (!isFilling) closeFile(fd);
+    }
+  }
+
+  #finishFile(fd: number, path: ByteString, entry: ArchiveEntry["entry"]): void {
+    this.totals.bytes += entry.size;
+    try {
+      this.#setAttributes(fd, entry, false);
+    } catch (error) {
+      throw attributeError(path, error);
     }
   }
 
   /** Content goes to its places; what no byte was stored for is a hole. */
-  async #fill(fd: number, { size, segments }: ArchiveEntry["entry"], content: Content): Promise<void> {
+  #fill(fd: number, entry: ArchiveEntry["entry"], content: Content): void | Promise<void> {
+    const { size, segments } = entry;
     if (size === 0) return;
+    if (segments !== undefined) return this.#fillSegments(fd, segments, size, content);
+    const end = this.#fillRange(fd, 0, size, size, content);
+    const finish = (last: number) => {
+      if (last < size) truncate(fd, size);
+    };
+    return typeof end === "number" ? finish(end) : end.then(finish);
+  }
+
+  async #fillSegments(
+    fd: number,
+    segments: readonly { readonly offset: number; readonly length: number }[],
+    size: number,
+    content: Content,
+  ): Promise<void> {
     let end = 0;
-    for (const { offset, length } of segments ?? [{ offset: 0, length: size }]) {
-      end = await this.#fillRange(fd, offset, length, size, content);
-    }
+    for (const { offset, length } of segments) end = await this.#fillRange(fd, offset, length, size, content);
     if (end < size) truncate(fd, size);
-    this.totals.bytes += size;
   }
 
   /** Answers where the file ends so far. */
-  async #fillRange(fd: number, at: number, length: number, size: number, content: Content): Promise<number> {
+  #fillRange(fd: number, at: number, length: number, size: number, content: Content): number | Promise<number> {
     const { inKernel, signal } = this.#options;
     const place = inKernel && size >= DATA_FROM ? content.place() : undefined;
     let end = 0;
-    if (place !== undefined) {
-      for (let done = 0; done < length; ) {
-        signal?.throwIfAborted();
-        const part = Math.min(SLICE, length - done);
-        const options = { blockSize: BLOCK, data: this.#dataOf(place.fd) };
-        const moved = moveRange(place.fd, place.offset + done, fd, at + done, part, options);
-        this.totals.cloned += moved.cloned;
-        done += part;
-        // Less than all of it: the end may be a hole, and nothing has set the size.
-        end = moved.cloned + moved.copied + moved.written === part ? at + done : 0;
-      }
-      await content.skip(length);
-      return end;
-    }
+    if (place === undefined) return this.#copyRange(fd, at, length, content);
     for (let done = 0; done < length; ) {
       signal?.throwIfAborted();
+      const part = Math.min(SLICE, length - done);
+      const options = { blockSize: BLOCK, data: this.#dataOf(place.fd) };
+      const moved = moveRange(place.fd, place.offset + done, fd, at + done, part, options);
+      this.totals.cloned += moved.cloned;
+      done += part;
+      // Less than all of it: the end may be a hole, and nothing has set the size.
+      end = moved.cloned + moved.copied + moved.written === part ? at + done : 0;
+    }
+    const skipping = content.skip(length);
+    return skipping === undefined ? end : skipping.then(() => end);
+  }
+
+  #copyRange(fd: number, at: number, length: number, content: Content): number | Promise<number> {
+    let end = 0;
+    for (let done = 0; done < length; ) {
+      this.#options.signal?.throwIfAborted();
       const given = content.read(length - done);
-      const piece = given instanceof Promise ? await given : given;
-      if (piece === undefined) throw new RangeError("content ends before its entry");
-      end = Math.max(end, writeData(fd, at + done, piece));
-      done += piece.length;
+      if (given instanceof Promise) return this.#copyRest(fd, at, { done, length, end }, given, content);
+      if (given === undefined) throw endsBefore();
+      end = Math.max(end, writeData(fd, at + done, given));
+      done += given.length;
     }
     return end;
+  }
+
+  async #copyRest(
+    fd: number,
+    at: number,
+    { done: from, length, end: soFar }: { readonly done: number; readonly length: number; readonly end: number },
+    first: Promise<Uint8Array | undefined>,
+    content: Content,
+  ): Promise<number> {
+    let end = soFar;
+    let piece = await first;
+    for (let done = from; ; piece = await content.read(length - done)) {
+      this.#options.signal?.throwIfAborted();
+      if (piece === undefined) throw endsBefore();
+      end = Math.max(end, writeData(fd, at + done, piece));
+      done += piece.length;
+      if (done >= length) return end;
+    }
   }
 
   /** Of the archive: one file, however many of its members are read. */
@@ -377,6 +421,10 @@ export class TreeWriter implements Disposable {
       throw attributeError(path, error);
     }
   }
+}
+
+function endsBefore(): RangeError {
+  return new RangeError("content ends before its entry");
 }
 
 /** Writes what is not zero, block by block: the file is new, so the rest is a hole. Answers the end of what was written. */

@@ -51,9 +51,10 @@ export class UpperWriter implements Disposable {
   }
 
   /** An entry of the changes; with `layer` one of an OCI layer, where names that begin with .wh. are deletions. */
-  async add(file: ArchiveEntry, layer: boolean): Promise<void> {
+  add(file: ArchiveEntry, layer: boolean): void | Promise<void> {
+    if (!layer) return this.#tree.add(file);
     const name = file.path.slice(file.path.lastIndexOf("/") + 1);
-    if (!layer || !name.startsWith(WHITEOUT)) return this.#tree.add(file);
+    if (!name.startsWith(WHITEOUT)) return this.#tree.add(file);
     const parent = parentOf(file.path);
     if (name === OPAQUE) this.#opaque.add(parent);
     else if (!name.startsWith(WHITEOUT + WHITEOUT)) {
@@ -63,7 +64,6 @@ export class UpperWriter implements Disposable {
       }
       this.#delete(parent === "" ? target : `${parent}/${target}`);
     }
-    return undefined;
   }
 
   /** deleted.files: a JSON list of absolute paths. */

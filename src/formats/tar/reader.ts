@@ -88,10 +88,14 @@ export class TarReader {
   }
 
   /** Passes over content of the current entry. FormatError when the input ends before it does. */
-  async skip(length: number): Promise<void> {
+  skip(length: number): void | Promise<void> {
     if (length === 0) return;
     const given = this.#input.skip(length);
-    const skipped = typeof given === "number" ? given : await given;
+    if (typeof given === "number") this.#passed(given, length);
+    else return given.then((skipped) => this.#passed(skipped, length));
+  }
+
+  #passed(skipped: number, length: number): void {
     if (skipped < length) {
       throw tarError("content", "is cut off: the tar ends inside it", this.#offset + skipped, {
         path: this.#found?.path,
