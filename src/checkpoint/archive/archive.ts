@@ -90,7 +90,7 @@ export async function* readMembers(
     const section = sectionOf(path);
     for (const bytes of pending) observer?.header(section, bytes);
     pending = [];
-    const content = new EntryContent(reader, input, entry, section, observer);
+    const content = new EntryContent(reader, input, entry, section, observer, signal);
     previous = content;
     if (path === "") continue; // "./"
     yield { path, entry, section, content, open: () => openNested(path, section, entry, content, options) };
@@ -153,7 +153,7 @@ async function* readNested(
       const next = reader.next();
       const entry = next instanceof Promise ? await next : next;
       if (entry === undefined) return;
-      const content = new EntryContent(reader, input, entry, section, observer);
+      const content = new EntryContent(reader, input, entry, section, observer, signal);
       previous = content;
       yield { path: memberPath(entry), entry, content };
     }
@@ -173,6 +173,7 @@ class EntryContent implements Content {
   readonly #entry: TarEntry;
   readonly #section: Section;
   readonly #observer: ArchiveObserver | undefined;
+  readonly #signal: AbortSignal | undefined;
   /** The content is read as a tar: what it has is told by that reader, not as content of this one. */
   #opened = false;
 
@@ -182,8 +183,10 @@ class EntryContent implements Content {
     entry: TarEntry,
     section: Section,
     observer: ArchiveObserver | undefined,
+    signal: AbortSignal | undefined,
   ) {
     this.#reader = reader;
+    this.#signal = signal;
     this.#input = input;
     this.#entry = entry;
     this.#section = section;
@@ -199,6 +202,7 @@ class EntryContent implements Content {
   }
 
   read(limit = PIECE): Uint8Array | undefined | Promise<Uint8Array | undefined> {
+    throwIfAborted(this.#signal);
     const given = this.#reader.read(limit);
     return given instanceof Promise ? given.then((bytes) => this.#seen(bytes)) : this.#seen(given);
   }

@@ -2,6 +2,7 @@
  * Where the bytes of an archive come from: a file whose parts can be passed over and copied inside the kernel, a stream, or a
  * zstd file with an index of its frames. All are read forward, by one reader.
  */
+import { setImmediate } from "node:timers/promises";
 import type { TarInput } from "../../formats/tar/index.ts";
 import { readAt } from "../../sys/index.ts";
 
@@ -22,6 +23,7 @@ const WINDOW = 64 * 1024;
 /** Behind what was passed over, doubled with each that follows: where every third file is cloned, 64 KiB would be all of that one. */
 const FIRST_WINDOW = 16 * 1024;
 const PIECE = 1024 * 1024;
+const BETWEEN_TURNS = 32 * 1024 * 1024;
 const NOTHING = new Uint8Array(0);
 
 /** Bytes `start` to `end` of a plain file; the descriptor stays the caller's. */
@@ -33,6 +35,8 @@ export class FileInput implements ArchiveInput {
   #windowAt = 0;
   #windowLength = 0;
   #windowSize = FIRST_WINDOW;
+  /** Bytes in large pieces. */
+  #sinceTurn = 0;
   #position: number;
 
   constructor(fd: number, start: number, end: number) {
@@ -58,7 +62,12 @@ export class FileInput implements ArchiveInput {
     return bytes;
   }
 
-  piece(limit: number): Uint8Array {
+  /** Of content that is read through, a promise comes now and then: else no Ctrl-C would, for as long as it takes. */
+  piece(limit: number): Uint8Array | Promise<Uint8Array> {
+    if (this.#sinceTurn >= BETWEEN_TURNS) {
+      this.#sinceTurn = 0;
+      return setImmediate().then(() => this.piece(limit));
+    }
     const inside = this.#position - this.#windowAt;
     const held = inside >= 0 && inside < this.#windowLength ? this.#windowLength - inside : 0;
     if (limit <= held || (limit <= WINDOW && held === 0)) return this.read(limit);
@@ -67,6 +76,7 @@ export class FileInput implements ArchiveInput {
     const wanted = Math.min(limit, PIECE, this.#end - this.#position);
     const count = readAt(this.#fd, this.#large.subarray(0, Math.max(0, wanted)), this.#position);
     this.#position += count;
+    this.#sinceTurn += count;
     return this.#large.subarray(0, count);
   }
 

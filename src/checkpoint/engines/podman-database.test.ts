@@ -195,6 +195,12 @@ describe("findPodmanRecord()", () => {
     "whose lower directories are escaped": {
       options: (root) => [`lowerdir=${root}/overlay/a\\:b/diff`, `upperdir=${root}/overlay/layer/diff`],
     },
+    "whose lower directories are mounts of podman's own, with other ids": {
+      options: (root) => [`lowerdir=${root}/overlay/layer/mapped/0`, `upperdir=${root}/overlay/layer/diff`],
+    },
+    "whose image is in another storage": {
+      options: (root) => ["lowerdir=/usr/share/images/overlay/a/diff", `upperdir=${root}/overlay/layer/diff`],
+    },
     "whose upper directory is another": {
       options: (root) => [`lowerdir=${root}/overlay/a/diff`, `upperdir=${root}/overlay/other/diff`],
     },

@@ -29,6 +29,9 @@ const AUTO_REMOVE = "io.podman.annotations.autoremove";
 /** Where podman mounts a container's root: GRAPHROOT/overlay/LAYER/merged. */
 const MERGED = /^(\/.+)\/overlay\/[^/]+\/merged$/;
 
+/** A layer's own directory, below GRAPHROOT. */
+const LAYER = /^\/overlay\/[^/\\]+\/diff$/;
+
 /** Numbers that JavaScript can't keep, in JSON. */
 const LARGE_NUMBER = /[:,[]\s*-?\d{16,}/;
 
@@ -70,9 +73,9 @@ export function findPodmanRecord(name: string, mounts: readonly MountEntry[]): P
   const place = merged.findLast(({ mountPoint }) => mountPoint === state.mountPoint);
   if (dump === undefined || place === undefined || typeof config.runtime !== "string") return undefined;
   const { upper, lower } = overlayDirectories(place.superOptions, name);
-  // What is relative, or escaped, is left to podman.
-  const inStorage = (path: string) => path.startsWith(`${root}/overlay/`) && !path.includes("\\");
-  if (upper !== join(dirname(place.mountPoint), "diff") || !lower.every(inStorage)) return undefined;
+  // What is relative, escaped, of another storage, or a mount that goes away with the container's (mapped ids) is left to podman.
+  const isLayer = (path: string) => path.startsWith(`${root}/`) && LAYER.test(path.slice(root.length));
+  if (upper !== join(dirname(place.mountPoint), "diff") || !lower.every(isLayer)) return undefined;
   return { id, bundle, runtime: config.runtime, upper, lower, config: dump };
 }
 

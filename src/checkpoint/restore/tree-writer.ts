@@ -2,6 +2,7 @@
  * A new directory tree from the entries of a tar. The directory is private and new, and only this writer changes it: a parent is
  * a directory that was made here, or the entry is refused. So nothing is ever written through a symlink.
  */
+import { setImmediate } from "node:timers/promises";
 import { type ByteString, displayBytes } from "../../bytes/index.ts";
 import { errnoOf, FormatError, ShaleError } from "../../errors/index.ts";
 import type { TarHeader } from "../../formats/tar/index.ts";
@@ -31,7 +32,7 @@ import {
   unlinkAt,
   writeAt,
 } from "../../sys/index.ts";
-import { type ArchiveEntry, type Content, cleanPath, DATA_FROM } from "../archive/index.ts";
+import { type ArchiveEntry, type Content, cleanPath, DATA_FROM, type FilePlace } from "../archive/index.ts";
 
 /** What a directory gets when everything in it is there. */
 export type Attributes = Pick<TarHeader, "mode" | "uid" | "gid" | "mtimeSeconds" | "mtimeNanoseconds" | "xattrs">;
@@ -61,6 +62,7 @@ const S_IFMT = 0o170000;
 const S_IFDIR = 0o040000;
 const NODES = { character: 0o020000, block: 0o060000, fifo: 0o010000 } as const;
 const BLOCK = 4096;
+/** Kernel copies are cut, so that a signal is heard between two of them. */
 const SLICE = 256 * 1024 * 1024;
 const ZEROS = Buffer.alloc(BLOCK);
 const OPEN_DIRECTORIES = 32;
@@ -255,30 +257,39 @@ export class TreeWriter implements Disposable {
 
   /** Answers where the file ends so far. */
   #fillRange(fd: number, at: number, length: number, size: number, content: Content): number | Promise<number> {
-    const { inKernel, signal } = this.#options;
-    const place = inKernel && size >= DATA_FROM ? content.place() : undefined;
-    let end = 0;
+    const place = this.#options.inKernel && size >= DATA_FROM ? content.place() : undefined;
     if (place === undefined) return this.#copyRange(fd, at, length, content);
-    for (let done = 0; done < length; ) {
-      signal?.throwIfAborted();
-      const part = Math.min(SLICE, length - done);
-      const options = { blockSize: BLOCK, data: this.#dataOf(place.fd) };
-      const moved = moveRange(place.fd, place.offset + done, fd, at + done, part, options);
-      this.totals.cloned += moved.cloned;
-      done += part;
-      // Less than all of it: the end may be a hole, and nothing has set the size.
-      end = moved.cloned + moved.copied + moved.written === part ? at + done : 0;
-    }
+    if (length > SLICE) return this.#moveSlices(fd, at, place, length, content);
+    const end = this.#move(fd, at, place, length);
     const skipping = content.skip(length);
     return skipping === undefined ? end : skipping.then(() => end);
+  }
+
+  async #moveSlices(fd: number, at: number, place: FilePlace, length: number, content: Content): Promise<number> {
+    let end = 0;
+    for (let done = 0; done < length; done += SLICE) {
+      await setImmediate(); // else no Ctrl-C comes through
+      this.#options.signal?.throwIfAborted();
+      const from = { fd: place.fd, offset: place.offset + done };
+      end = this.#move(fd, at + done, from, Math.min(SLICE, length - done));
+    }
+    await content.skip(length);
+    return end;
+  }
+
+  /** Answers where the file ends so far; 0 where its end may be a hole, and nothing has set the size. */
+  #move(fd: number, at: number, place: FilePlace, length: number): number {
+    const options = { blockSize: BLOCK, data: this.#dataOf(place.fd) };
+    const { cloned, copied, written } = moveRange(place.fd, place.offset, fd, at, length, options);
+    this.totals.cloned += cloned;
+    return cloned + copied + written === length ? at + length : 0;
   }
 
   #copyRange(fd: number, at: number, length: number, content: Content): number | Promise<number> {
     let end = 0;
     for (let done = 0; done < length; ) {
-      this.#options.signal?.throwIfAborted();
       const given = content.read(length - done);
-      if (given instanceof Promise) return this.#copyRest(fd, at, { done, length, end }, given, content);
+      if (given instanceof Promise) return this.#copyRest(fd, at, { done, length, end }, content, given);
       if (given === undefined) throw endsBefore();
       end = Math.max(end, writeData(fd, at + done, given));
       done += given.length;
@@ -289,18 +300,18 @@ export class TreeWriter implements Disposable {
   async #copyRest(
     fd: number,
     at: number,
-    { done: from, length, end: soFar }: { readonly done: number; readonly length: number; readonly end: number },
-    first: Promise<Uint8Array | undefined>,
+    from: { readonly done: number; readonly length: number; readonly end: number },
     content: Content,
+    first: Promise<Uint8Array | undefined>,
   ): Promise<number> {
-    let end = soFar;
-    let piece = await first;
-    for (let done = from; ; piece = await content.read(length - done)) {
+    let { done, end } = from;
+    for (let given: ReturnType<Content["read"]> = first; ; given = content.read(from.length - done)) {
+      const piece = await given;
       this.#options.signal?.throwIfAborted();
       if (piece === undefined) throw endsBefore();
       end = Math.max(end, writeData(fd, at + done, piece));
       done += piece.length;
-      if (done >= length) return end;
+      if (done >= from.length) return end;
     }
   }
 

@@ -39,6 +39,22 @@ async function digested(digestData: boolean): Promise<Buffer> {
 }
 
 describe("verifyArchive()", () => {
+  test("hears a signal inside of one large member", async () => {
+    const path = join(directory, "large.tar");
+    const memory = Buffer.alloc(96 * 1024 * 1024, 1);
+    writeFileSync(path, tarOf([{ path: "checkpoint/pages-1.img", content: memory }]));
+    const stop = new AbortController();
+    await using archive = await openArchive(path, { signal: stop.signal });
+    setImmediate(() => stop.abort());
+    let seen = 0;
+    const onBytes = (count: number) => {
+      seen += count;
+    };
+    await assert.rejects(verifyArchive(archive, { onBytes }), { code: "CANCELLED" });
+    assert.ok(seen < memory.length, `${seen} bytes were read`);
+    rmSync(path);
+  });
+
   for (const [name, bytes] of [
     ["podman", podmanArchive()],
     ["crio", crioArchive()],
