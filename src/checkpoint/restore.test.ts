@@ -50,26 +50,43 @@ function makeLower(directory: string): string {
 }
 
 describe("restoreCheckpoint()", needsRoot, () => {
-  test("hears a signal while all bytes are at hand, and leaves nothing", async () => {
-    await withTemporaryDirectory(async (directory) => {
-      const files = Array.from({ length: 2000 }, (_, i) => ({ header: { path: `f${i}` }, content: Buffer.from("x") }));
-      writeFileSync(join(directory, "archive.tar"), archiveOf(tarOf(...files)));
-      const stop = new AbortController();
-      await using archive = await openArchive(join(directory, "archive.tar"), { signal: stop.signal });
-      const timer = setInterval(() => {
-        const staged = join(directory, ".upper.restoring");
-        if (existsSync(staged) && readdirSync(staged).length > 0) stop.abort();
-      }, 0);
-      try {
-        const targets = { upper: join(directory, "upper"), bundle: join(directory, "bundle") };
-        const restoring = restoreCheckpoint(archive, targets, { signal: stop.signal });
-        await assert.rejects(restoring, { code: "CANCELLED" });
-      } finally {
-        clearInterval(timer);
-      }
-      assert.deepEqual(readdirSync(directory), ["archive.tar"]);
+  for (const [where, archiveWith] of [
+    ["in a nested tar", (files: TarFileSpec[]) => archiveOf(tarOf(...files))],
+    [
+      "as members",
+      (files: TarFileSpec[]) =>
+        tarOf(
+          ...files.map(({ header, content = Buffer.alloc(0) }) => ({
+            header: { ...header, path: `rootfs-diff/${header.path}` },
+            content,
+          })),
+        ),
+    ],
+  ] as const) {
+    test(`hears a signal while all bytes are at hand, and leaves nothing: files ${where}`, async () => {
+      await withTemporaryDirectory(async (directory) => {
+        const files = Array.from({ length: 2000 }, (_, i) => ({
+          header: { path: `f${i}` },
+          content: Buffer.from("x"),
+        }));
+        writeFileSync(join(directory, "archive.tar"), archiveWith(files));
+        const stop = new AbortController();
+        await using archive = await openArchive(join(directory, "archive.tar"), { signal: stop.signal });
+        const timer = setInterval(() => {
+          const staged = join(directory, ".upper.restoring");
+          if (existsSync(staged) && readdirSync(staged).length > 0) stop.abort();
+        }, 0);
+        try {
+          const targets = { upper: join(directory, "upper"), bundle: join(directory, "bundle") };
+          const restoring = restoreCheckpoint(archive, targets, { signal: stop.signal });
+          await assert.rejects(restoring, { code: "CANCELLED" });
+        } finally {
+          clearInterval(timer);
+        }
+        assert.deepEqual(readdirSync(directory), ["archive.tar"]);
+      });
     });
-  });
+  }
 
   test("makes parents as the lower directories have them, the root's mode too", async () => {
     await withTemporaryDirectory(async (directory) => {

@@ -81,7 +81,8 @@ export async function* readMembers(
     observer === undefined ? {} : { onHeader: (bytes) => pending.push(Uint8Array.from(bytes)) },
   );
   let previous: EntryContent | undefined;
-  for (;;) {
+  for (let count = 1; ; count++) {
+    if (count % BETWEEN_TURNS === 0) await setImmediate(); // else no Ctrl-C comes through while all bytes are at hand
     throwIfAborted(signal);
     await previous?.skip();
     const entry = await reader.next();
@@ -147,7 +148,7 @@ async function* readNested(
   let previous: EntryContent | undefined;
   try {
     for (let count = 1; ; count++) {
-      if (count % BETWEEN_TURNS === 0) await setImmediate(); // else no Ctrl-C comes through while all bytes are at hand
+      if (count % BETWEEN_TURNS === 0) await setImmediate();
       throwIfAborted(signal);
       if (previous !== undefined && previous.remaining > 0) await previous.skip();
       const next = reader.next();

@@ -74,27 +74,32 @@ const KEPT = 32_000;
 export function remember(source: EntrySource): EntrySource {
   let kept: SourceEntry[] | undefined;
   let complete = false;
-  let seen: SourceEntry[] | undefined;
-  const see = (entry: SourceEntry) => {
-    if (seen !== undefined && seen.push(entry) > KEPT) seen = undefined;
-    return entry;
-  };
-  const end = () => {
-    complete = true;
-    kept = seen;
+  const firstPass = () => {
+    let seen: SourceEntry[] | undefined = [];
+    return {
+      see(entry: SourceEntry) {
+        if (seen !== undefined && seen.push(entry) > KEPT) seen = undefined;
+        return entry;
+      },
+      end() {
+        complete = true;
+        kept = seen;
+      },
+    };
   };
   function* atHand(entries: Iterable<SourceEntry>): Generator<SourceEntry, void, undefined> {
-    for (const entry of entries) yield see(entry);
-    end();
+    const pass = firstPass();
+    for (const entry of entries) yield pass.see(entry);
+    pass.end();
   }
   async function* waitedFor(entries: AsyncIterable<SourceEntry>): AsyncGenerator<SourceEntry, void, undefined> {
-    for await (const entry of entries) yield see(entry);
-    end();
+    const pass = firstPass();
+    for await (const entry of entries) yield pass.see(entry);
+    pass.end();
   }
   return {
     entries() {
       if (complete) return kept ?? source.entries();
-      seen = [];
       const entries = source.entries();
       return Symbol.iterator in entries ? atHand(entries) : waitedFor(entries);
     },
