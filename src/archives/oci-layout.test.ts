@@ -340,6 +340,11 @@ for (const [name, prepare, expected] of [
   ["no oci-layout file", (d) => rmSync(join(d, "oci-layout")), "NOT_FOUND"],
   ["an oci-layout file that is no JSON", (d) => writeFileSync(join(d, "oci-layout"), "x"), "INVALID_ARGUMENT"],
   ["another version", (d) => writeFileSync(join(d, "oci-layout"), '{"imageLayoutVersion":"2.0.0"}'), "UNIMPLEMENTED"],
+  [
+    "a version that String() throws for",
+    (d) => writeFileSync(join(d, "oci-layout"), '{"imageLayoutVersion":{"toString":[]}}'),
+    "UNIMPLEMENTED",
+  ],
   ["an empty object", (d) => writeFileSync(join(d, "oci-layout"), "{}"), "UNIMPLEMENTED"],
   ["an over-long oci-layout file", (d) => writeFileSync(join(d, "oci-layout"), " ".repeat(5000)), "RESOURCE_EXHAUSTED"],
   ["no index.json", (d) => rmSync(join(d, "index.json")), "NOT_FOUND"],

@@ -6,7 +6,7 @@
  * directory (an OCI archive) is read in place by the same code.
  */
 import { join, resolve } from "node:path";
-import { FormatError, ShaleError } from "../errors/index.ts";
+import { FormatError, ShaleError, shownValue } from "../errors/index.ts";
 import {
   type Descriptor,
   decodeManifest,
@@ -96,16 +96,16 @@ export function checkLayoutFile(directory: string): void {
 function checkVersion(bytes: Uint8Array): void {
   const found = readVersion(bytes);
   if (found !== LAYOUT_VERSION) {
-    const problem = `must be ${LAYOUT_VERSION}: current value is ${found.slice(0, 40)}`;
+    const problem = `must be ${LAYOUT_VERSION}: current value is ${shownValue(found)}`;
     throw new FormatError("OCI layout", "imageLayoutVersion", problem, { code: "UNIMPLEMENTED" });
   }
 }
 
-function readVersion(bytes: Uint8Array): string {
+function readVersion(bytes: Uint8Array): unknown {
   try {
     const value: unknown = JSON.parse(Buffer.from(bytes).toString("utf8"));
     const isObject = typeof value === "object" && value !== null;
-    return isObject && "imageLayoutVersion" in value ? String(value.imageLayoutVersion) : "missing";
+    return isObject && "imageLayoutVersion" in value ? value.imageLayoutVersion : undefined;
   } catch (error) {
     if (!(error instanceof SyntaxError)) throw error;
     throw new FormatError("OCI layout", "oci-layout", "is not JSON", { cause: error });

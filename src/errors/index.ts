@@ -73,3 +73,15 @@ export function errnoOf(error: unknown): string | undefined {
   if (!(error instanceof Error) || !("code" in error) || typeof error.code !== "string") return undefined;
   return /^E[A-Z0-9]+$/.test(error.code) ? error.code : undefined;
 }
+
+/**
+ * A value out of somebody else's document, for a message: as JSON, at most `limit` characters, nothing that a terminal
+ * would act on; "missing" where there is none. String() is not fit for it: it throws for `{"toString": []}`.
+ */
+export function shownValue(value: unknown, limit = 40): string {
+  if (value === undefined) return "missing";
+  if (typeof value === "number" || typeof value === "bigint") return `${value}`; // JSON has no NaN, and TOML has
+  const text = JSON.stringify(value, (_, part: unknown) => (typeof part === "bigint" ? Number(part) : part));
+  const line = text.replace(/[^\x20-\x7e]+/g, "?");
+  return line.length > limit ? `${line.slice(0, limit)}...` : line;
+}

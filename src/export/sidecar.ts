@@ -4,7 +4,7 @@
  * against comes from the user.
  */
 import { hash } from "node:crypto";
-import { ShaleError } from "../errors/index.ts";
+import { ShaleError, shownValue } from "../errors/index.ts";
 import { findFile, readFile, type StagedFile, stageFile, writeFileDurably } from "../sys/index.ts";
 import type { ExportSource } from "./source.ts";
 import type { VerityInfo } from "./verity-image.ts";
@@ -90,7 +90,7 @@ export function readSidecar(target: string): Sidecar | undefined {
   if (typeof value !== "object" || value === null || !("version" in value) || !("request" in value)) {
     throw refuse("it does not describe an export");
   }
-  if (value.version !== 1) throw refuse(`its version is ${String(value.version)}, known is 1`);
+  if (value.version !== 1) throw refuse(`its version is ${shownValue(value.version)}, known is 1`);
   checkImage("image" in value ? value.image : undefined, refuse);
   checkVerity("verity" in value ? value.verity : undefined, refuse);
   return value as Sidecar;

@@ -116,6 +116,7 @@ test("decodeManifest() rejects and names the place", () => {
     [{ schemaVersion: 2 }, "mediaType", "INVALID_ARGUMENT"],
     [manifest({ mediaType: 5 }), "mediaType", "INVALID_ARGUMENT"],
     [manifest({ mediaType: "text/plain" }), "mediaType", "UNIMPLEMENTED"],
+    [manifest({ schemaVersion: { toString: [] } }), "schemaVersion", "INVALID_ARGUMENT"], // String() of it throws
     // CVE-2021-41190: one document, two readings
     [manifest(), "mediaType", "INVALID_ARGUMENT", MediaType.OCI_INDEX],
     [manifest({ manifests: [] }), "manifests", "INVALID_ARGUMENT"],
@@ -344,6 +345,7 @@ test("fuzz: decodeManifest() and decodeImageConfig() return or throw FormatError
   const junk = fc.oneof(
     fc.jsonValue({ maxDepth: 2 }),
     fc.constantFrom(-1, 2 ** 53, "sha256:", "", MediaType.OCI_INDEX, MediaType.DOCKER_SCHEMA1, null),
+    fc.constantFrom({ toString: [] }, [{ toString: [] }], { __proto__: null, constructor: 1 }),
   );
   fc.assert(
     fc.property(fc.constantFrom(...seeds), fc.nat(), junk, fc.boolean(), (seed, at, value, remove) => {

@@ -1,4 +1,4 @@
-import { ShaleError } from "../errors/index.ts";
+import { ShaleError, shownValue } from "../errors/index.ts";
 import { type Descriptor, readDescriptor, readMediaType } from "./descriptor.ts";
 import { decodeJson, type JsonNode } from "./json.ts";
 import { MAX_INDEX_ENTRIES, MAX_LAYERS, MAX_MANIFEST_SIZE } from "./limits.ts";
@@ -87,7 +87,7 @@ function typeOf(root: JsonNode, promised: string | undefined): string {
   }
   if (versionNode.value !== 2) {
     throw versionNode.fail(
-      versionNode.isAbsent ? "is missing" : `must be 2: current value is ${String(versionNode.value).slice(0, 40)}`,
+      versionNode.isAbsent ? "is missing" : `must be 2: current value is ${shownValue(versionNode.value)}`,
     );
   }
   if (own !== undefined && !isKnown(own)) {

@@ -94,6 +94,25 @@ describe("Database.open()", () => {
       Database.open(path).close();
     }));
 
+  test("waits for a process that is just making it, where SQLite does not wait by itself", () =>
+    withPath(async (path) => {
+      await using other = storeProcess(
+        `
+        const { DatabaseSync } = await import("node:sqlite");
+        const database = new DatabaseSync(args.path);
+        database.exec("BEGIN IMMEDIATE");
+        say("locked");
+        await heard();
+        setTimeout(() => { database.exec("COMMIT"); say("free"); }, 300);
+        await forever();`,
+        { path },
+      );
+      assert.equal(await other.line(), "locked");
+      other.send("go\n");
+      Database.open(path, { create: true }).close();
+      assert.equal(await other.line(), "free");
+    }));
+
   test("by several processes at once makes one store that all of them use", async () => {
     await withTemporaryDirectory(async (directory) => {
       const root = join(directory, "store");

@@ -15,6 +15,7 @@ export const SCHEMA_VERSION = 1;
 const APPLICATION_ID = 0x7368616c;
 /** How long a writer waits for another process's transaction; transactions are short by design. */
 const BUSY_TIMEOUT_MS = 30_000;
+const BUSY_PAUSE_MS = 5;
 
 const SCHEMA = `
   CREATE TABLE state (
@@ -238,7 +239,10 @@ export class Database implements Disposable {
     }
     try {
       connection.exec("PRAGMA foreign_keys = ON");
-      if (options.readOnly !== true) connection.exec("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL");
+      if (options.readOnly !== true) {
+        useWriteAheadLog(connection);
+        connection.exec("PRAGMA synchronous = FULL");
+      }
       const database = new Database(connection, path);
       database.#ensureSchema(options.create === true);
       return database;
@@ -350,6 +354,23 @@ export class Database implements Disposable {
   }
 }
 
+/**
+ * Of a database that is made just now. While another process makes the same change SQLite refuses it at once, as both
+ * hold a read lock that the other would wait for: it does not wait by itself as everywhere else.
+ */
+function useWriteAheadLog(connection: DatabaseSync): void {
+  const end = performance.now() + BUSY_TIMEOUT_MS;
+  for (;;) {
+    try {
+      connection.exec("PRAGMA journal_mode = WAL");
+      return;
+    } catch (error) {
+      if (resultCode(error) !== SQLITE_BUSY || performance.now() >= end) throw error;
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, BUSY_PAUSE_MS);
+    }
+  }
+}
+
 /** SQLite result codes, https://sqlite.org/rescode.html */
 const SQLITE_BUSY = 5;
 const SQLITE_READONLY = 8;
@@ -361,9 +382,15 @@ const SQLITE_FULL = 13;
 const SQLITE_CANTOPEN = 14;
 const SQLITE_NOTADB = 26;
 
+/** SQLite's primary result code; undefined for any other error. */
+function resultCode(error: unknown): number | undefined {
+  if (!(error instanceof Error) || !("errcode" in error)) return undefined;
+  return Number(error.errcode) === SQLITE_IOERR_SHMSIZE ? SQLITE_FULL : Number(error.errcode) & 0xff;
+}
+
 function databaseError(path: string, error: unknown): Error {
-  if (!(error instanceof Error) || error instanceof ShaleError || !("errcode" in error)) return error as Error;
-  const code = Number(error.errcode) === SQLITE_IOERR_SHMSIZE ? SQLITE_FULL : Number(error.errcode) & 0xff;
+  const code = resultCode(error);
+  if (!(error instanceof Error) || code === undefined) return error as Error;
   const act = `Cannot use the store's database ${path}`;
   switch (code) {
     case SQLITE_FULL:

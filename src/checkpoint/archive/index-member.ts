@@ -7,7 +7,7 @@
  */
 import { createHash } from "node:crypto";
 import type { ByteString } from "../../bytes/index.ts";
-import { FormatError } from "../../errors/index.ts";
+import { FormatError, shownValue } from "../../errors/index.ts";
 import type { SectionDigests } from "./digests.ts";
 import { cleanPath, type SectionKind } from "./sections.ts";
 
@@ -48,7 +48,8 @@ export function decodeIndex(bytes: Uint8Array): ArchiveIndex {
     throw new FormatError("checkpoint archive", "shale.json", "is no JSON", { cause });
   }
   const { version, writer, size, sections, opaque } = recordOf(value);
-  if (version !== VERSION) throw fail(`has version ${String(version)}: this shale knows ${VERSION}`, "UNIMPLEMENTED");
+  if (version !== VERSION)
+    throw fail(`has version ${shownValue(version)}: this shale knows ${VERSION}`, "UNIMPLEMENTED");
   if (typeof writer !== "string" || !Number.isSafeInteger(size) || !Array.isArray(sections) || !Array.isArray(opaque)) {
     throw fail("lacks writer, size, sections or opaque");
   }

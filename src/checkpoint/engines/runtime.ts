@@ -1,6 +1,6 @@
 /** runc and crun on their own: state, bundle and CRIU's images are all there is, the metadata is made here. */
 import { join } from "node:path";
-import { ShaleError } from "../../errors/index.ts";
+import { ShaleError, shownValue } from "../../errors/index.ts";
 import { findMount, makeDirectory, readFile } from "../../sys/index.ts";
 import { MEMBER } from "../archive/sections.ts";
 import { ask, type FindContainer, isObject, overlayDirectories, parseAnswer, textOf, writeDocument } from "./engine.ts";
@@ -10,7 +10,7 @@ const CONFIG_MAX = 16 * 1024 * 1024;
 export const findRuntimeContainer: FindContainer = async (name, { program, signal }) => {
   const state = parseAnswer(await ask(`find container ${name}`, program, ["state", name], signal), program);
   if (state.status !== "running" && state.status !== "paused") {
-    throw new ShaleError("FAILED_PRECONDITION", `Cannot checkpoint ${name}: it is ${String(state.status)}`);
+    throw new ShaleError("FAILED_PRECONDITION", `Cannot checkpoint ${name}: its state is ${shownValue(state.status)}`);
   }
   const bundle = textOf(state.bundle, "the bundle", program);
   const specification = readFile(join(bundle, "config.json"), CONFIG_MAX);

@@ -93,7 +93,7 @@ describe("judgeContainerd()", () => {
       version: "2.1.9",
       state: "warning",
       change: (lines) => lines.replace('root = "/var/lib/shale"', 'root = "/other"'),
-      says: /exports\.root of \[proxy_plugins\.shale\] is \/other: .* -> Set it to \/var\/lib\/shale/,
+      says: /exports\.root of \[proxy_plugins\.shale\] is "\/other": .* -> Set it to \/var\/lib\/shale/,
     },
     {
       name: "a walking differ in front",
@@ -121,7 +121,7 @@ describe("judgeContainerd()", () => {
       version: "2.1.9",
       state: "note",
       change: (lines) => `${lines}\n[plugins."io.containerd.cri.v1.images"]\nsnapshotter = "overlayfs"\n`,
-      says: /Kubernetes uses overlayfs on this node -> Set snapshotter = "shale" in \[plugins\."io\.containerd\.cri\.v1\.images"\]/,
+      says: /Kubernetes uses "overlayfs" on this node -> Set snapshotter = "shale" in \[plugins\."io\.containerd\.cri\.v1\.images"\]/,
     },
     {
       name: "CRI without annotations",

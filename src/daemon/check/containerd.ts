@@ -2,6 +2,7 @@
  * Judges containerd's effective configuration (`containerd config dump`) by its version: whether it knows this daemon, in all the places
  * where it has to, and whether a line in it would stop it. Pure.
  */
+import { shownValue } from "../../errors/index.ts";
 import { containerdLines, differName, type LinesOptions } from "./containerd-lines.ts";
 import { abilitiesOf, type ContainerdVersion, formatContainerdVersion } from "./containerd-version.ts";
 import type { Finding, FindingState } from "./finding.ts";
@@ -56,7 +57,7 @@ export function judgeContainerd({ version, config, file }: ContainerdFacts, expe
   } else {
     say("ok", `${shown} has this daemon as the snapshotter ${name}`);
     if (abilities.exports && ours.exports.root !== expected.root) {
-      const found = ours.exports.root === undefined ? "is missing" : `is ${ours.exports.root}`;
+      const found = ours.exports.root === undefined ? "is missing" : `is ${shownValue(ours.exports.root, 200)}`;
       lack(
         "warning",
         `exports.root of [proxy_plugins.${name}] ${found}: Kubernetes can't measure the image file system`,
@@ -129,7 +130,8 @@ function judgeCri(
   if (!isTable(cri)) return; // no CRI plugin in this containerd
   const written = `[${section.map((part) => (part.includes(".") ? JSON.stringify(part) : part)).join(".")}]`;
   if (cri.snapshotter !== name) {
-    say("note", `Kubernetes uses ${String(cri.snapshotter)} on this node`, `Set snapshotter = "${name}" in ${written}`);
+    const used = cri.snapshotter === undefined ? "containerd's default snapshotter" : shownValue(cri.snapshotter);
+    say("note", `Kubernetes uses ${used} on this node`, `Set snapshotter = "${name}" in ${written}`);
     return;
   }
   say("ok", `Kubernetes uses ${name} on this node`);

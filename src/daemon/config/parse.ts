@@ -3,7 +3,7 @@
  * names the line, the key and what is allowed; a daemon that ignored a limit would be worse than one that does not start. Pure.
  */
 import { parse as parseToml, TomlError } from "smol-toml";
-import { ShaleError } from "../../errors/index.ts";
+import { ShaleError, shownValue } from "../../errors/index.ts";
 import { type Config, OPTIONS, TOP } from "./options.ts";
 import type { Spec } from "./values.ts";
 
@@ -79,9 +79,7 @@ function shown(section: string, key: string): string {
 }
 
 function describe(value: unknown): string {
-  if (typeof value === "object") return "a table or list";
-  const text = typeof value === "string" ? JSON.stringify(value) : String(value);
-  return text.length > 80 ? `${text.slice(0, 77)}...` : text;
+  return typeof value === "object" ? "a table or list" : shownValue(value, 80);
 }
 
 function isTable(value: unknown): value is Table {
