@@ -195,7 +195,7 @@ function bootOf(
     uuid,
     blockSize: BLOCK_SIZE,
     readInline,
-    write: (part) => bytes.push(part),
+    write: (part) => bytes.push(part.slice()),
   });
   return { image, bytes };
 }

@@ -1,4 +1,4 @@
-import { type ByteString, byteString } from "../../bytes/index.ts";
+import type { ByteString } from "../../bytes/index.ts";
 import { NAME_MAX } from "../layer-index/index.ts";
 import { DIRENT, fail, readWide } from "./format.ts";
 
@@ -12,12 +12,12 @@ export interface ErofsEntry {
 /** One block of dirents and names. */
 export class DirectoryBlock {
   readonly count: number;
-  readonly #bytes: Uint8Array;
+  readonly #bytes: Buffer;
   readonly #view: DataView;
   readonly #nid: number;
 
   constructor(bytes: Uint8Array, nid: number) {
-    this.#bytes = bytes;
+    this.#bytes = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
     this.#view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
     this.#nid = nid;
     const first = bytes.length < DIRENT.size ? 0 : this.#nameOffset(0);
@@ -37,17 +37,17 @@ export class DirectoryBlock {
       const nul = this.#bytes.indexOf(0, start);
       if (nul >= 0) end = nul;
     }
-    const name = end > this.#bytes.length ? "" : byteString(this.#bytes.subarray(start, Math.max(start, end)));
+    const name = end > this.#bytes.length ? "" : this.#bytes.toString("latin1", start, Math.max(start, end));
     if (!isEntryName(name)) throw fail("directory", `inode ${this.#nid}: entry ${i} has no sound name`);
     return {
       name,
       nid: readWide(this.#view, at + nid.offset, "nid"),
-      type: type.get(this.#view, at + type.offset),
+      type: this.#view.getUint8(at + type.offset),
     };
   }
 
   #nameOffset(i: number): number {
-    return DIRENT.fields.nameOffset.get(this.#view, i * DIRENT.size + DIRENT.fields.nameOffset.offset);
+    return this.#view.getUint16(i * DIRENT.size + DIRENT.fields.nameOffset.offset, true);
   }
 }
 

@@ -26,9 +26,7 @@ export function sortDirectories(index: LayerIndex): SortedDirectories {
   for (let inode = 0; inode < index.inodeCount; inode++) {
     starts[inode] = end;
     if (!index.isDirectory(inode)) continue;
-    const own = index.sortedDirents(inode);
-    sorted.set(own, end);
-    end += own.length;
+    end += index.sortDirents(inode, sorted, end);
   }
   starts[index.inodeCount] = end;
   return { sorted, starts };
@@ -79,13 +77,18 @@ export class DirectoryBlocks {
       for (let i = 0; i < count; i++) {
         const dirent = this.#entries[i]!;
         const inode = dirent === DOT ? directory : dirent === DOT_DOT ? parent : index.direntInode(dirent);
-        const text = dirent === DOT ? SELF : dirent === DOT_DOT ? PARENT : index.direntNameBytes(dirent);
         const entry = at + i * DIRENT.size;
         view.setUint32(entry + nid.offset, nidOf(inode), true); // the high half stays 0: no nid of ours has 33 bits
-        nameOffset.set(view, entry + nameOffset.offset, name);
-        type.set(view, entry + type.offset, typeOf(inode));
-        bytes.set(text, at + name);
-        name += text.length;
+        view.setUint16(entry + nameOffset.offset, name, true);
+        view.setUint8(entry + type.offset, typeOf(inode));
+        if (dirent === DOT || dirent === DOT_DOT) {
+          const text = dirent === DOT ? SELF : PARENT;
+          bytes.set(text, at + name);
+          name += text.length;
+        } else {
+          index.copyDirentName(dirent, bytes, at + name);
+          name += index.direntNameLength(dirent);
+        }
       }
     });
   }
@@ -107,11 +110,11 @@ export class DirectoryBlocks {
       used += DIRENT.size + nameLength;
     };
     let next = starts[directory]!;
-    for (; next < end && compareToDots(index.direntNameBytes(sorted[next]!)) < 0; next++) {
+    for (; next < end && compareToDots(index, sorted[next]!) < 0; next++) {
       add(sorted[next]!, index.direntNameLength(sorted[next]!));
     }
     add(DOT, 1);
-    for (; next < end && compareToDots(index.direntNameBytes(sorted[next]!)) === 0; next++) {
+    for (; next < end && compareToDots(index, sorted[next]!) === 0; next++) {
       add(sorted[next]!, index.direntNameLength(sorted[next]!));
     }
     add(DOT_DOT, 2);
@@ -120,12 +123,15 @@ export class DirectoryBlocks {
   }
 }
 
-/** -1 before ".", 0 between "." and "..", 1 after "..". */
-function compareToDots(name: Uint8Array): -1 | 0 | 1 {
+/** Of a name: -1 before ".", 0 between "." and "..", 1 after "..". */
+function compareToDots(index: LayerIndex, dirent: number): -1 | 0 | 1 {
   const dot = 0x2e;
-  if (name[0]! !== dot) return name[0]! < dot ? -1 : 1;
-  if (name.length === 1 || (name.length === 2 && name[1] === dot)) {
-    throw new RangeError(`a directory entry called ${"..".slice(0, name.length)}`);
+  const first = index.direntNameByte(dirent, 0);
+  if (first !== dot) return first < dot ? -1 : 1;
+  const length = index.direntNameLength(dirent);
+  const second = length === 1 ? 0 : index.direntNameByte(dirent, 1);
+  if (length === 1 || (length === 2 && second === dot)) {
+    throw new RangeError(`a directory entry called ${"..".slice(0, length)}`);
   }
-  return name[1]! < dot ? 0 : 1;
+  return second < dot ? 0 : 1;
 }

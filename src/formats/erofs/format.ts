@@ -211,6 +211,13 @@ export function readWide(view: DataView, at: number, what: string, signed = fals
   return value;
 }
 
+/** The other way round: a whole number from -2^53 on and below 2^53. */
+export function writeWide(view: DataView, at: number, value: number): void {
+  const high = Math.floor(value / 2 ** 32);
+  view.setUint32(at, value - high * 2 ** 32, true);
+  view.setInt32(at + 4, high, true);
+}
+
 /** A FormatError about an image. */
 export function fail(
   field: string,

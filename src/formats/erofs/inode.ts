@@ -3,6 +3,7 @@ import { FileType } from "../layer-index/index.ts";
 import {
   ChunkFormat,
   decodeDevice,
+  direntType,
   FeatureIncompat,
   FORMAT_EXTENDED,
   FORMAT_ONE_LINK,
@@ -41,21 +42,12 @@ export interface ErofsInode {
   readonly xattrSize: number;
 }
 
-const FILE_TYPES: ReadonlySet<number> = new Set([
-  FileType.REGULAR,
-  FileType.DIRECTORY,
-  FileType.SYMLINK,
-  FileType.CHARACTER,
-  FileType.BLOCK,
-  FileType.FIFO,
-  FileType.SOCKET,
-]);
-
 /** Decodes the inode `nid`. FormatError when it is none, UNIMPLEMENTED for compressed ones. */
 export function decodeInode(metadata: Metadata, superblock: ErofsSuperblock, nid: number): ErofsInode {
   const offset = superblock.metaOffset + nid * NID_UNIT;
   let at = metadata.locate("inode", offset, INODE_COMPACT.size);
-  const format = INODE_COMPACT.fields.format.get(metadata.view, at);
+  const compact = INODE_COMPACT.fields;
+  const format = metadata.view.getUint16(at + compact.format.offset, true);
   const extended = (format & FORMAT_EXTENDED) !== 0;
   if (extended) at = metadata.locate("inode", offset, INODE_EXTENDED.size);
   const { view } = metadata;
@@ -66,36 +58,50 @@ export function decodeInode(metadata: Metadata, superblock: ErofsSuperblock, nid
   }
   if (layout > Layout.CHUNK_BASED) throw fail("inode format", `0x${format.toString(16)} has no such layout`, offset);
 
-  const compact = INODE_COMPACT.fields;
-  const mode = compact.mode.get(view, at + compact.mode.offset);
-  const union = compact.union.get(view, at + compact.union.offset);
+  const mode = view.getUint16(at + compact.mode.offset, true);
+  const union = view.getUint32(at + compact.union.offset, true);
   const type = mode & FileType.MASK;
-  if (!FILE_TYPES.has(type)) throw fail("inode mode", `0o${mode.toString(8)} has no file type`, offset);
+  if (direntType(mode) === 0) throw fail("inode mode", `0o${mode.toString(8)} has no file type`, offset);
   const isDevice = type === FileType.CHARACTER || type === FileType.BLOCK;
-  const device = isDevice ? decodeDevice(union) : { major: 0, minor: 0 };
-  const xattrOffset = offset + (extended ? INODE_EXTENDED.size : INODE_COMPACT.size);
-  const xattrSize = xattrAreaSize(compact.xattrCount.get(view, at + compact.xattrCount.offset));
+  const device = isDevice ? decodeDevice(union) : NO_DEVICE;
   const wide = (superblock.featureIncompat & FeatureIncompat.BITS_48) !== 0;
 
-  let attributes: Attributes;
+  let uid: number;
+  let gid: number;
+  let size: number;
+  let mtimeSeconds: number;
+  let mtimeNanoseconds: number;
+  let links: number;
   let blockHigh = 0;
   let addressBits = 32;
   if (extended) {
-    attributes = readExtended(view, at);
+    const f = INODE_EXTENDED.fields;
+    uid = view.getUint32(at + f.uid.offset, true);
+    gid = view.getUint32(at + f.gid.offset, true);
+    size = readWide(view, at + f.size.offset, "inode size");
+    mtimeSeconds = readWide(view, at + f.mtime.offset, "inode mtime", true);
+    mtimeNanoseconds = view.getUint32(at + f.mtimeNanoseconds.offset, true);
+    links = view.getUint32(at + f.links.offset, true);
     if (wide) {
-      blockHigh = INODE_EXTENDED.fields.blockHigh.get(view, at + INODE_EXTENDED.fields.blockHigh.offset);
+      blockHigh = view.getUint16(at + f.blockHigh.offset, true);
       addressBits = 48;
     }
   } else {
-    const shared = compact.linksOrBlockHigh.get(view, at + compact.linksOrBlockHigh.offset);
+    const shared = view.getUint16(at + compact.linksOrBlockHigh.offset, true);
     const oneLink = wide && type !== FileType.DIRECTORY && (format & FORMAT_ONE_LINK) !== 0;
-    attributes = readCompact(view, at, superblock, oneLink ? 1 : shared);
+    uid = view.getUint16(at + compact.uid.offset, true);
+    gid = view.getUint16(at + compact.gid.offset, true);
+    size = view.getUint32(at + compact.size.offset, true);
+    // Unsigned on Linux 6.15 and later; earlier kernels show the epoch, and their mkfs wrote 0 here.
+    mtimeSeconds = superblock.epoch + view.getUint32(at + compact.mtime.offset, true);
+    mtimeNanoseconds = superblock.fixedNanoseconds;
+    links = oneLink ? 1 : shared;
     if (oneLink) {
       blockHigh = shared;
       addressBits = 48;
     }
   }
-  if (attributes.mtimeNanoseconds >= 1e9) throw fail("inode mtime", "has a second or more of nanoseconds", offset);
+  if (mtimeNanoseconds >= 1e9) throw fail("inode mtime", "has a second or more of nanoseconds", offset);
 
   const chunked = layout === Layout.CHUNK_BASED;
   if (chunked && (union & 0xffff & ~ChunkFormat.ALL) !== 0) {
@@ -107,40 +113,20 @@ export function decodeInode(metadata: Metadata, superblock: ErofsSuperblock, nid
   return {
     nid,
     mode,
-    ...attributes,
+    uid,
+    gid,
+    size,
+    mtimeSeconds,
+    mtimeNanoseconds,
+    links,
     rdevMajor: device.major,
     rdevMinor: device.minor,
     layout,
     startBlock: chunked || !hasBytes || block === nullBlock ? -1 : block,
     chunkFormat: chunked ? union & 0xffff : 0,
-    xattrOffset,
-    xattrSize,
+    xattrOffset: offset + (extended ? INODE_EXTENDED.size : INODE_COMPACT.size),
+    xattrSize: xattrAreaSize(view.getUint16(at + compact.xattrCount.offset, true)),
   };
 }
 
-type Attributes = Pick<ErofsInode, "uid" | "gid" | "size" | "mtimeSeconds" | "mtimeNanoseconds" | "links">;
-
-function readExtended(view: DataView, at: number): Attributes {
-  const f = INODE_EXTENDED.fields;
-  return {
-    uid: f.uid.get(view, at + f.uid.offset),
-    gid: f.gid.get(view, at + f.gid.offset),
-    size: readWide(view, at + f.size.offset, "inode size"),
-    mtimeSeconds: readWide(view, at + f.mtime.offset, "inode mtime", true),
-    mtimeNanoseconds: f.mtimeNanoseconds.get(view, at + f.mtimeNanoseconds.offset),
-    links: f.links.get(view, at + f.links.offset),
-  };
-}
-
-function readCompact(view: DataView, at: number, superblock: ErofsSuperblock, links: number): Attributes {
-  const f = INODE_COMPACT.fields;
-  return {
-    uid: f.uid.get(view, at + f.uid.offset),
-    gid: f.gid.get(view, at + f.gid.offset),
-    size: f.size.get(view, at + f.size.offset),
-    // Unsigned on Linux 6.15 and later; earlier kernels show the epoch, and their mkfs wrote 0 here.
-    mtimeSeconds: superblock.epoch + f.mtime.get(view, at + f.mtime.offset),
-    mtimeNanoseconds: superblock.fixedNanoseconds,
-    links,
-  };
-}
+const NO_DEVICE = { major: 0, minor: 0 };

@@ -19,6 +19,8 @@ export class BlockPacker {
   /** Open blocks by free units; blocks that left the window are dropped when met. Heads index the oldest. */
   readonly #open: number[][];
   readonly #heads: Uint32Array;
+  /** One bit for each list of `#open` that is not empty. */
+  readonly #filled: Uint32Array;
   readonly #blockSize: number;
   readonly #units: number;
 
@@ -28,6 +30,7 @@ export class BlockPacker {
     this.#units = blockSize / NID_UNIT;
     this.#open = Array.from({ length: this.#units + 1 }, () => []);
     this.#heads = new Uint32Array(this.#units + 1);
+    this.#filled = new Uint32Array((this.#units >> 5) + 1);
     const first = Math.ceil(start / NID_UNIT) * NID_UNIT;
     this.#start = first;
     this.#next = Math.ceil(first / blockSize);
@@ -38,7 +41,7 @@ export class BlockPacker {
   place(size: number): number {
     this.#used += size;
     const units = Math.ceil(size / NID_UNIT);
-    for (let free = units; free < this.#units; free++) {
+    for (let free = this.#nextFilled(units); free < this.#units; free = this.#nextFilled(free + 1)) {
       const block = this.#take(free);
       if (block >= 0) {
         this.#close(block, free - units);
@@ -61,8 +64,22 @@ export class BlockPacker {
     return this.#next * this.#blockSize - this.#start - this.#used;
   }
 
+  /** The first list from `free` on that is not empty; `#units` when there is none below it. */
+  #nextFilled(free: number): number {
+    if (free >= this.#units) return this.#units;
+    let word = free >> 5;
+    let bits = this.#filled[word]! & (-1 << (free & 31));
+    while (bits === 0) {
+      if (++word === this.#filled.length) return this.#units;
+      bits = this.#filled[word]!;
+    }
+    return Math.min(this.#units, (word << 5) + (31 - Math.clz32(bits & -bits)));
+  }
+
   #close(block: number, freeUnits: number): void {
-    if (freeUnits >= MIN_UNITS) this.#open[freeUnits]!.push(block);
+    if (freeUnits < MIN_UNITS) return;
+    this.#open[freeUnits]!.push(block);
+    this.#filled[freeUnits >> 5]! |= 1 << (freeUnits & 31);
   }
 
   #take(free: number): number {
@@ -82,6 +99,7 @@ export class BlockPacker {
 
   #clear(free: number): void {
     this.#open[free]!.length = 0;
+    this.#filled[free >> 5]! &= ~(1 << (free & 31));
     this.#heads[free] = 0;
   }
 }

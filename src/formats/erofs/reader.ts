@@ -27,6 +27,9 @@ export interface ErofsWalkEntry {
 }
 
 const PIECE_SIZE = 1 << 20;
+const NO_XATTRS: readonly Xattr[] = [];
+/** Content in the image up to this comes through the cache of metadata: it lies beside the inodes. */
+const SMALL_SIZE = 4096;
 /** PATH_MAX: the kernel takes no longer target, nor do we. */
 const MAX_LINK_SIZE = 4096;
 /** As the kernel, MAXSYMLINKS. */
@@ -93,7 +96,7 @@ export class ErofsReader {
   }
 
   xattrs(inode: ErofsInode): readonly Xattr[] {
-    if (inode.xattrSize === 0) return [];
+    if (inode.xattrSize === 0) return NO_XATTRS;
     const area = this.#metadata.bytes("xattrs", inode.xattrOffset, inode.xattrSize);
     const { sharedCount } = XATTR_HEADER.read(area);
     const list: Xattr[] = [];
@@ -209,11 +212,18 @@ export class ErofsReader {
     if (last) yield last;
   }
 
-  /** Up to `length` bytes from `offset`; fewer only at the end of the file. Allocates no more than it returns. */
+  /**
+   * Up to `length` bytes from `offset`; fewer only at the end of the file. Allocates no more than it returns, and may
+   * return a view of the cache: callers don't write to it.
+   */
   read(inode: ErofsInode, offset: number, length: number): Uint8Array {
     const end = Math.min(inode.size, offset + length);
     if (offset >= end) return new Uint8Array(0);
-    const parts = [...this.#map(inode, offset, end)]; // before the allocation: a lying size fails here
+    // All before the allocation: a lying size fails here.
+    const parts =
+      inode.layout === Layout.CHUNK_BASED
+        ? [...this.#mapChunks(inode, offset, end)]
+        : this.#mapFlat(inode, offset, end);
     if (parts.length === 1 && parts[0]!.device !== HOLE) return this.#readExtent(parts[0]!);
     const result = new Uint8Array(end - offset);
     let done = 0;
@@ -364,7 +374,9 @@ export class ErofsReader {
   }
 
   #readExtent({ device, offset, length }: ErofsExtent): Uint8Array {
-    if (device === PRIMARY) return this.#image.read(offset, length);
+    if (device === PRIMARY) {
+      return length <= SMALL_SIZE ? this.#metadata.bytes("content", offset, length) : this.#image.read(offset, length);
+    }
     const slot = this.devices[device]!;
     if (!this.#openDevice) {
       const flat = slot.firstBlock * this.superblock.blockSize + offset;

@@ -3,7 +3,7 @@ import { Content, FileType, type LayerIndex } from "../layer-index/index.ts";
 import { indexFromTree, type LayerTree, type TreeNode } from "../layer-index/merge.ts";
 import { DirectoryGuard } from "./directory-guard.ts";
 import type { ErofsInode } from "./inode.ts";
-import type { ErofsReader } from "./reader.ts";
+import type { ErofsExtent, ErofsReader } from "./reader.ts";
 
 /** Content that is in the image goes through memory in one piece; our images have less than a block. */
 const MAX_INLINE = 1 << 20;
@@ -16,9 +16,7 @@ export function erofsTree(reader: ErofsReader): LayerTree {
   return {
     root: reader.root.nid,
     devices: reader.devices,
-    *entries(directory) {
-      for (const { name, nid } of guard.open(reader.inode(directory))) yield { name, node: nid };
-    },
+    entries: (directory) => guard.open(reader.inode(directory)),
     node: (nid) => treeNode(reader, reader.inode(nid)),
     readInline(nid) {
       const inode = reader.inode(nid);
@@ -38,39 +36,48 @@ export function indexFromErofs(reader: ErofsReader, seed = 0): LayerIndex {
 
 function treeNode(reader: ErofsReader, inode: ErofsInode): TreeNode {
   const type = inode.mode & FileType.MASK;
-  const node = {
+  const isLink = type === FileType.SYMLINK;
+  const symlinkTarget = isLink ? reader.readlink(inode) : undefined;
+  const place = type === FileType.REGULAR && inode.size > 0 ? placeOf(reader, inode) : NOWHERE;
+  return {
     mode: inode.mode,
     uid: inode.uid,
     gid: inode.gid,
     mtimeSeconds: inode.mtimeSeconds,
     mtimeNanoseconds: inode.mtimeNanoseconds,
-    size: 0,
+    size: isLink || type === FileType.REGULAR ? inode.size : 0,
     rdevMajor: inode.rdevMajor,
     rdevMinor: inode.rdevMinor,
     xattrs: reader.xattrs(inode),
     links: inode.links,
-    contentKind: Content.EMPTY as number,
-    contentDevice: 0,
-    contentOffset: 0,
+    symlinkTarget,
+    contentKind: place.kind,
+    contentDevice: place.device,
+    contentOffset: place.offset,
   };
-  if (type === FileType.SYMLINK) {
-    const symlinkTarget = reader.readlink(inode);
-    return { ...node, symlinkTarget, size: symlinkTarget.length };
+}
+
+interface Place {
+  readonly kind: number;
+  readonly device: number;
+  readonly offset: number;
+}
+
+const NOWHERE: Place = { kind: Content.EMPTY, device: 0, offset: 0 };
+
+function placeOf(reader: ErofsReader, inode: ErofsInode): Place {
+  let only: ErofsExtent | undefined;
+  let count = 0;
+  for (const extent of reader.extents(inode)) {
+    only = extent;
+    if (++count > 1) break;
   }
-  if (type !== FileType.REGULAR || inode.size === 0) return node;
-  node.size = inode.size;
-  const [first, ...more] = reader.extents(inode);
-  if (first && first.device >= 0 && more.length === 0 && first.offset % EXTENT_ALIGNMENT === 0) {
-    node.contentKind = Content.EXTENT;
-    node.contentDevice = first.device;
-    node.contentOffset = first.offset;
-  } else {
-    if (inode.size > MAX_INLINE) {
-      const problem = `${inode.size} bytes of inode ${inode.nid} are not one run of a device, limit ${MAX_INLINE}`;
-      throw new ShaleError("UNIMPLEMENTED", `Cannot merge erofs image: ${problem}`);
-    }
-    node.contentKind = Content.INLINE;
-    node.contentOffset = inode.nid;
+  if (only !== undefined && only.device >= 0 && count === 1 && only.offset % EXTENT_ALIGNMENT === 0) {
+    return { kind: Content.EXTENT, device: only.device, offset: only.offset };
   }
-  return node;
+  if (inode.size > MAX_INLINE) {
+    const problem = `${inode.size} bytes of inode ${inode.nid} are not one run of a device, limit ${MAX_INLINE}`;
+    throw new ShaleError("UNIMPLEMENTED", `Cannot merge erofs image: ${problem}`);
+  }
+  return { kind: Content.INLINE, device: 0, offset: inode.nid };
 }

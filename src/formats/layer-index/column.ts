@@ -29,10 +29,18 @@ export const u16Column = () => new Column((n) => new Uint16Array(n));
 export const u32Column = () => new Column((n) => new Uint32Array(n));
 export const f64Column = () => new Column((n) => new Float64Array(n));
 
+/** Shorter text is written byte by byte: names are, and a call into the runtime costs more than their loop. */
+const LONG_TEXT = 64;
+
 /** Append-only bytes, addressed by offset. Used for names and link targets. */
 export class Arena {
   #bytes = Buffer.allocUnsafe(4096);
   #size = 0;
+
+  /** All of them, and room behind; another one after an append. */
+  get bytes(): Uint8Array {
+    return this.#bytes;
+  }
 
   get size(): number {
     return this.#size;
@@ -46,7 +54,9 @@ export class Arena {
       this.#bytes.copy(grown, 0, 0, at);
       this.#bytes = grown;
     }
-    this.#bytes.write(text, at, "latin1");
+    const bytes = this.#bytes;
+    if (text.length > LONG_TEXT) bytes.write(text, at, "latin1");
+    else for (let i = 0; i < text.length; i++) bytes[at + i] = text.charCodeAt(i);
     this.#size = end;
     return at;
   }
@@ -63,11 +73,18 @@ export class Arena {
 
   /** Byte order of two slices, as memcmp. */
   compare(a: number, aLength: number, b: number, bLength: number): number {
-    return this.#bytes.compare(this.#bytes, b, b + bLength, a, a + aLength);
+    const bytes = this.#bytes;
+    const common = Math.min(aLength, bLength);
+    for (let i = 0; i < common; i++) {
+      const difference = bytes[a + i]! - bytes[b + i]!;
+      if (difference !== 0) return difference;
+    }
+    return aLength - bLength;
   }
 
-  /** A view, valid until the next append. */
-  view(offset: number, length: number): Uint8Array {
-    return this.#bytes.subarray(offset, offset + length);
+  /** Writes a slice to `target` from `at` on. */
+  copy(offset: number, length: number, target: Uint8Array, at: number): void {
+    const bytes = this.#bytes;
+    for (let i = 0; i < length; i++) target[at + i] = bytes[offset + i]!;
   }
 }

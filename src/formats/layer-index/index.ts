@@ -87,6 +87,24 @@ export class LayerIndex {
   readonly #target = u32Column();
   readonly #next = u32Column();
 
+  /** Grown together, so that writing an entry needs one look at the room there is. */
+  readonly #inodeColumns = [
+    this.#mode,
+    this.#uid,
+    this.#gid,
+    this.#seconds,
+    this.#nanoseconds,
+    this.#size,
+    this.#major,
+    this.#minor,
+    this.#links,
+    this.#xattrSet,
+    this.#contentKind,
+    this.#contentDevice,
+    this.#place,
+  ] as const;
+  readonly #direntColumns = [this.#parent, this.#nameOffset, this.#nameLength, this.#target, this.#next] as const;
+
   readonly #names = new Arena();
   readonly #xattrSets: (readonly Xattr[])[] = [NO_XATTRS];
   readonly #xattrIds = new Map<string, number>();
@@ -120,46 +138,48 @@ export class LayerIndex {
   /** Adds an inode that no dirent names yet. The first one must be the root directory. A directory's links start at 2. */
   addInode(attributes: InodeAttributes, symlinkTarget?: ByteString): number {
     const inode = this.#inodes++;
-    this.#contentKind.set(inode, Content.EMPTY);
-    this.#contentDevice.set(inode, 0);
-    this.#links.set(inode, (attributes.mode & FileType.MASK) === FileType.DIRECTORY ? 2 : 0);
-    this.#place.set(inode, symlinkTarget === undefined ? NONE : this.#names.append(symlinkTarget));
+    if (inode >= this.#mode.values.length) for (const column of this.#inodeColumns) column.reserve(inode + 1);
+    this.#contentKind.values[inode] = Content.EMPTY;
+    this.#contentDevice.values[inode] = 0;
+    this.#links.values[inode] = (attributes.mode & FileType.MASK) === FileType.DIRECTORY ? 2 : 0;
+    this.#place.values[inode] = symlinkTarget === undefined ? NONE : this.#names.append(symlinkTarget);
     this.setAttributes(inode, attributes);
     return inode;
   }
 
   /** Replaces the attributes of an inode; its file type must stay. */
   setAttributes(inode: number, attributes: InodeAttributes): void {
-    this.#mode.set(inode, attributes.mode);
-    this.#uid.set(inode, attributes.uid);
-    this.#gid.set(inode, attributes.gid);
-    this.#seconds.set(inode, attributes.mtimeSeconds);
-    this.#nanoseconds.set(inode, attributes.mtimeNanoseconds);
-    this.#size.set(inode, attributes.size);
-    this.#major.set(inode, attributes.rdevMajor);
-    this.#minor.set(inode, attributes.rdevMinor);
-    this.#xattrSet.set(inode, this.#internXattrs(attributes.xattrs));
+    this.#mode.values[inode] = attributes.mode;
+    this.#uid.values[inode] = attributes.uid;
+    this.#gid.values[inode] = attributes.gid;
+    this.#seconds.values[inode] = attributes.mtimeSeconds;
+    this.#nanoseconds.values[inode] = attributes.mtimeNanoseconds;
+    this.#size.values[inode] = attributes.size;
+    this.#major.values[inode] = attributes.rdevMajor;
+    this.#minor.values[inode] = attributes.rdevMinor;
+    this.#xattrSet.values[inode] = this.#internXattrs(attributes.xattrs);
   }
 
   setXattrs(inode: number, xattrs: readonly Xattr[]): void {
-    this.#xattrSet.set(inode, this.#internXattrs(xattrs));
+    this.#xattrSet.values[inode] = this.#internXattrs(xattrs);
   }
 
   setContent(inode: number, kind: number, device: number, offset: number): void {
-    this.#contentKind.set(inode, kind);
-    this.#contentDevice.set(inode, device);
-    this.#place.set(inode, offset);
+    this.#contentKind.values[inode] = kind;
+    this.#contentDevice.values[inode] = device;
+    this.#place.values[inode] = offset;
   }
 
   /** Names `inode` as `name` in `parent`. The name must be free there (`find` gives NONE). Returns the dirent. */
   addDirent(parent: number, name: ByteString, inode: number): number {
     if (name.length === 0 || name.length > NAME_MAX) throw new RangeError(`a name of ${name.length} bytes`);
     const dirent = this.#dirents++;
-    this.#parent.set(dirent, parent);
-    this.#nameOffset.set(dirent, this.#names.append(name));
-    this.#nameLength.set(dirent, name.length);
-    this.#target.set(dirent, inode);
-    this.#next.set(dirent, this.#place.values[parent]!);
+    if (dirent >= this.#parent.values.length) for (const column of this.#direntColumns) column.reserve(dirent + 1);
+    this.#parent.values[dirent] = parent;
+    this.#nameOffset.values[dirent] = this.#names.append(name);
+    this.#nameLength.values[dirent] = name.length;
+    this.#target.values[dirent] = inode;
+    this.#next.values[dirent] = this.#place.values[parent]!;
     this.#place.values[parent] = dirent;
     this.#countLink(parent, inode, 1);
     this.#insert(dirent);
@@ -219,13 +239,37 @@ export class LayerIndex {
 
   /** Dirents of a directory in byte order of their names. */
   sortedDirents(directory: number): Uint32Array {
-    const list: number[] = [];
+    let count = 0;
     for (let one = this.#place.values[directory]!; one !== NONE; one = this.#next.values[one]!) {
-      if (this.#target.values[one] !== NONE) list.push(one);
+      if (this.#target.values[one] !== NONE) count++;
     }
+    const list = new Uint32Array(count);
+    this.sortDirents(directory, list, 0);
+    return list;
+  }
+
+  /** As `sortedDirents`, into `list` from `start` on, which has the room. Returns how many. */
+  sortDirents(directory: number, list: Uint32Array, start: number): number {
+    const names = this.#names;
     const offset = this.#nameOffset.values;
     const length = this.#nameLength.values;
-    return Uint32Array.from(list).sort((a, b) => this.#names.compare(offset[a]!, length[a]!, offset[b]!, length[b]!));
+    let end = start;
+    for (let one = this.#place.values[directory]!; one !== NONE; one = this.#next.values[one]!) {
+      if (this.#target.values[one] !== NONE) list[end++] = one;
+    }
+    // Newest first; most sources come in order of names.
+    for (let a = start, b = end - 1; a < b; a++, b--) {
+      const one = list[a]!;
+      list[a] = list[b]!;
+      list[b] = one;
+    }
+    const compare = (a: number, b: number) => names.compare(offset[a]!, length[a]!, offset[b]!, length[b]!);
+    for (let at = start + 1; at < end; at++) {
+      if (compare(list[at - 1]!, list[at]!) < 0) continue;
+      list.subarray(start, end).sort(compare);
+      break;
+    }
+    return end - start;
   }
 
   direntParent(dirent: number): number {
@@ -240,9 +284,13 @@ export class LayerIndex {
   direntNameLength(dirent: number): number {
     return this.#nameLength.values[dirent]!;
   }
-  /** The name's bytes; a view that is valid until the index changes. */
-  direntNameBytes(dirent: number): Uint8Array {
-    return this.#names.view(this.#nameOffset.values[dirent]!, this.#nameLength.values[dirent]!);
+  /** Byte `at` of a name, below its length. */
+  direntNameByte(dirent: number, at: number): number {
+    return this.#names.bytes[this.#nameOffset.values[dirent]! + at]!;
+  }
+  /** Writes the name's bytes to `target` from `at` on. */
+  copyDirentName(dirent: number, target: Uint8Array, at: number): void {
+    this.#names.copy(this.#nameOffset.values[dirent]!, this.#nameLength.values[dirent]!, target, at);
   }
 
   mode(inode: number): number {
@@ -350,7 +398,15 @@ export class LayerIndex {
   #fill(dirent: number): void {
     const table = this.#table;
     const mask = table.length - 1;
-    let slot = hashName(this.#seed, this.#parent.values[dirent]!, this.direntName(dirent)) & mask;
+    const offset = this.#nameOffset.values[dirent]!;
+    const hash = hashBytes(
+      this.#seed,
+      this.#parent.values[dirent]!,
+      this.#names.bytes,
+      offset,
+      offset + this.#nameLength.values[dirent]!,
+    );
+    let slot = hash & mask;
     while (table[slot] !== 0) slot = (slot + 1) & mask;
     table[slot] = dirent + 1;
   }
@@ -359,11 +415,24 @@ export class LayerIndex {
 /** Murmur-like mixing over the seed, the parent id and the name. */
 function hashName(seed: number, parent: number, name: ByteString): number {
   let h = Math.imul(seed ^ Math.imul(parent, 0x9e3779b1), 0x85ebca6b);
-  for (let i = 0; i < name.length; i++) {
-    h = Math.imul(h ^ name.charCodeAt(i), 0xcc9e2d51);
-    h = ((h << 13) | (h >>> 19)) ^ seed;
-  }
-  h = Math.imul(h ^ (h >>> 16), 0x85ebca6b);
+  for (let i = 0; i < name.length; i++) h = mix(seed, h, name.charCodeAt(i));
+  return finishHash(h);
+}
+
+/** The same of a name that lies in `bytes`. */
+function hashBytes(seed: number, parent: number, bytes: Uint8Array, from: number, end: number): number {
+  let h = Math.imul(seed ^ Math.imul(parent, 0x9e3779b1), 0x85ebca6b);
+  for (let i = from; i < end; i++) h = mix(seed, h, bytes[i]!);
+  return finishHash(h);
+}
+
+function mix(seed: number, hash: number, byte: number): number {
+  const h = Math.imul(hash ^ byte, 0xcc9e2d51);
+  return ((h << 13) | (h >>> 19)) ^ seed;
+}
+
+function finishHash(hash: number): number {
+  let h = Math.imul(hash ^ (hash >>> 16), 0x85ebca6b);
   h = Math.imul(h ^ (h >>> 13), 0xc2b2ae35);
   return (h ^ (h >>> 16)) >>> 0;
 }

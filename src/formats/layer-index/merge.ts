@@ -22,22 +22,22 @@ export interface TreeDevice {
 /** One inode of a {@link LayerTree}. */
 export interface TreeNode extends InodeAttributes {
   readonly links: number;
-  /** Present for symlinks. */
-  readonly symlinkTarget?: ByteString;
+  /** Of symlinks. */
+  readonly symlinkTarget: ByteString | undefined;
   /** As in {@link Content}; `contentDevice` counts the tree's own devices. */
   readonly contentKind: number;
   readonly contentDevice: number;
   readonly contentOffset: number;
 }
 
-/** A layer as `merge` reads it, without building an index of it first: nodes are numbers of the tree's choice. */
+/** A layer as `merge` reads it, without building an index of it first. A nid is a number of the tree's choice for one inode. */
 export interface LayerTree {
   readonly root: number;
   readonly devices: readonly TreeDevice[];
   /** Names of a directory, each once. Called once per directory. */
-  entries(directory: number): Iterable<{ readonly name: ByteString; readonly node: number }>;
-  node(node: number): TreeNode;
-  readInline(node: number): Uint8Array;
+  entries(directory: number): Iterable<{ readonly name: ByteString; readonly nid: number }>;
+  node(nid: number): TreeNode;
+  readInline(nid: number): Uint8Array;
 }
 
 /** What `MergeBuilder.finish` gives. For INLINE inodes, `contentDevice` and `contentOffset` are private to `readInline`. */
@@ -72,15 +72,15 @@ export class MergeBuilder {
     /** Inodes of this layer with several names. */
     const linked = new Map<number, number>();
     const root = tree.node(tree.root);
-    const pending = [{ node: tree.root, inode: ROOT, fresh: layer === 0 || isOpaque(root) }];
+    const pending = [{ nid: tree.root, inode: ROOT, fresh: layer === 0 || isOpaque(root) }];
     if (layer === 0) add(root);
     else this.#raise(ROOT, root);
 
     for (let here = pending.pop(); here !== undefined; here = pending.pop()) {
       const { inode: parent, fresh } = here;
       const firstChild = pending.length;
-      for (const { name, node } of tree.entries(here.node)) {
-        const upper = tree.node(node);
+      for (const { name, nid } of tree.entries(here.nid)) {
+        const upper = tree.node(nid);
         const below = fresh ? NONE : index.find(parent, name);
         const isDirectory = (upper.mode & FileType.MASK) === FileType.DIRECTORY;
         if (isWhiteout(upper)) {
@@ -88,13 +88,13 @@ export class MergeBuilder {
         } else if (isDirectory && below !== NONE && index.isDirectory(index.direntInode(below))) {
           const inode = index.direntInode(below);
           this.#raise(inode, upper);
-          pending.push({ node, inode, fresh: isOpaque(upper) });
+          pending.push({ nid, inode, fresh: isOpaque(upper) });
         } else {
-          let inode = linked.get(node) ?? NONE;
+          let inode = linked.get(nid) ?? NONE;
           if (inode === NONE) {
             inode = add(upper);
-            if (isDirectory) pending.push({ node, inode, fresh: true });
-            else if (upper.links > 1) linked.set(node, inode);
+            if (isDirectory) pending.push({ nid, inode, fresh: true });
+            else if (upper.links > 1) linked.set(nid, inode);
           }
           if (below !== NONE && !isDirectory && !index.isDirectory(index.direntInode(below))) {
             index.retarget(below, inode);
@@ -157,22 +157,22 @@ export class MergeBuilder {
   }
 }
 
-/** The whole tree as an index, with whiteouts and xattrs as they are. INLINE inodes keep the node as `contentOffset`. */
+/** The whole tree as an index, with whiteouts and xattrs as they are. INLINE inodes keep the nid as `contentOffset`. */
 export function indexFromTree(tree: LayerTree, seed = 0): LayerIndex {
   const index = new LayerIndex(seed);
   const devices = tree.devices.map((_, device) => device);
   const add = (node: TreeNode) => addNode(index, node, node.xattrs, devices, 0);
   const linked = new Map<number, number>();
-  const pending = [{ node: tree.root, inode: add(tree.node(tree.root)) }];
+  const pending = [{ nid: tree.root, inode: add(tree.node(tree.root)) }];
   for (let here = pending.pop(); here !== undefined; here = pending.pop()) {
     const firstChild = pending.length;
-    for (const { name, node } of tree.entries(here.node)) {
-      let inode = linked.get(node) ?? NONE;
+    for (const { name, nid } of tree.entries(here.nid)) {
+      let inode = linked.get(nid) ?? NONE;
       if (inode === NONE) {
-        const attributes = tree.node(node);
+        const attributes = tree.node(nid);
         inode = add(attributes);
-        if ((attributes.mode & FileType.MASK) === FileType.DIRECTORY) pending.push({ node, inode });
-        else if (attributes.links > 1) linked.set(node, inode);
+        if ((attributes.mode & FileType.MASK) === FileType.DIRECTORY) pending.push({ nid, inode });
+        else if (attributes.links > 1) linked.set(nid, inode);
       }
       index.addDirent(here.inode, name, inode);
     }

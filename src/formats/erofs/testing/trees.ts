@@ -166,7 +166,7 @@ export function writeTree(
 ): WrittenTree {
   const chunks: Uint8Array[] = [];
   const write = (chunk: Uint8Array) => {
-    chunks.push(chunk);
+    chunks.push(chunk.slice());
   };
   const image = writeErofs(index, { devices, uuid: UUID, readInline, write, ...more });
   return { bytes: concatBytes(chunks), image };
