@@ -90,6 +90,7 @@ export async function assemble(config: Config, options: DaemonOptions, stack: As
         metrics.onApplied(layer);
         logApplied(log, layer);
       },
+      onProblem: (error) => log.error(describeError(error)),
     }),
   );
   exporter = new Exporter(config, {

@@ -30,12 +30,14 @@ import * as images from "./images.ts";
 import type { Arrivals } from "./ingest/arrivals.ts";
 import { IngestPool } from "./ingest/pool.ts";
 import type { AssembleOutcome, BadSource, FeedSource, IngestResult, LayerForm, PlanOffer } from "./ingest/protocol.ts";
+import { LateIndexer } from "./late-index.ts";
 import * as layers from "./layers.ts";
 import { Layout } from "./layout.ts";
 import { Lease, recoverFromReboot, recoverStaging } from "./leases.ts";
 import { type LinkArea, openLinkArea } from "./links.ts";
 import { ensureMergedInThread } from "./merged.ts";
 import * as mountRecords from "./mount-records.ts";
+import { indexLayers } from "./payload-index.ts";
 import { Reserve } from "./reserve.ts";
 import { SnapshotRegister } from "./snapshot-register.ts";
 import * as snapshots from "./snapshots.ts";
@@ -84,10 +86,12 @@ export class Store implements AsyncDisposable {
   readonly #context: StoreContext;
   readonly #reserve: Reserve;
   readonly #pool = new IngestPool();
+  readonly #lateIndexer: LateIndexer;
 
   private constructor(context: StoreContext, reserve: Reserve) {
     this.#context = context;
     this.#reserve = reserve;
+    this.#lateIndexer = new LateIndexer(context, () => this.begin("index payloads"));
   }
 
   /**
@@ -124,6 +128,7 @@ export class Store implements AsyncDisposable {
 
   /** Ends the worker threads and closes the database. Leases must have ended. */
   async close(): Promise<void> {
+    await this.#lateIndexer.close();
     await this.#pool.close();
     this.#context.database.close();
     this.#reserve.refill();
@@ -240,7 +245,7 @@ export class Store implements AsyncDisposable {
   /** Begins an operation that reads or writes layers. `what` names it to others that wait for it. */
   begin(what: string): StoreOperation {
     const lease = this.#reserve.run(() => Lease.begin(this.#context.layout, this.#context.database, what));
-    return new StoreOperation(this.#context, this.#reserve, this.#pool, lease, what);
+    return new StoreOperation(this.#context, this.#reserve, this.#pool, this.#lateIndexer, lease, what);
   }
 }
 
@@ -249,14 +254,23 @@ export class StoreOperation implements Disposable {
   readonly #context: StoreContext;
   readonly #reserve: Reserve;
   readonly #pool: IngestPool;
+  readonly #lateIndexer: LateIndexer;
   readonly #lease: Lease;
   readonly #what: string;
   #chunksIndexed: Promise<void> | undefined;
 
-  constructor(context: StoreContext, reserve: Reserve, pool: IngestPool, lease: Lease, what: string) {
+  constructor(
+    context: StoreContext,
+    reserve: Reserve,
+    pool: IngestPool,
+    lateIndexer: LateIndexer,
+    lease: Lease,
+    what: string,
+  ) {
     this.#context = context;
     this.#reserve = reserve;
     this.#pool = pool;
+    this.#lateIndexer = lateIndexer;
     this.#lease = lease;
     this.#what = what;
   }
@@ -295,6 +309,7 @@ export class StoreOperation implements Disposable {
     } = {},
   ): Promise<IngestResult> {
     const { signal, onConsumed, toc, estargzToc, deduplicate = true, form = "tree" } = options;
+    this.#lateIndexer.catchUp();
     return this.#pool.ingest(
       {
         ...this.#lease.stage(),
@@ -348,6 +363,7 @@ export class StoreOperation implements Disposable {
   ): Promise<AssembleOutcome> {
     const { signal, ...told } = options;
     const { layout } = this.#context;
+    this.#lateIndexer.catchUp();
     return this.#pool.assemble(
       {
         ...this.#lease.stage(),
@@ -384,7 +400,15 @@ export class StoreOperation implements Disposable {
 
   /** Lets later ingests find the payloads of committed layers that are not in the index yet. */
   indexLayers(): void {
-    layers.indexLayers(this.#context);
+    for (const _ of indexLayers(this.#context));
+  }
+
+  /**
+   * The same in a while, a piece at a time, for who has others to serve: before the next `ingest` or `assemble` in this
+   * process all the same. `onError` is told what went wrong, of which a later call has another try.
+   */
+  indexLayersLater(onError: (error: unknown) => void): void {
+    this.#lateIndexer.request(onError);
   }
 
   /** NOT_FOUND when it is absent, DATA_LOSS when `check` took it out of sight. */

@@ -1,5 +1,5 @@
 /**
- * Layers: looking them up, committing them, putting their payloads into the dedupe index.
+ * Layers: looking them up and committing them.
  *
  * A layer is in sight (found by diffId) exactly when it is complete and durable. Commit order, each step with a crash
  * point: files synced (by the ingest) -> renamed into place -> `blobs/` and `layers/` synced -> one transaction, which is
@@ -8,17 +8,12 @@
 import { join } from "node:path";
 import { ShaleError } from "../errors/index.ts";
 import type { LayerNotice } from "../formats/layer-index/builder.ts";
-import { decodePayloads, type Payload } from "../formats/payload-table/index.ts";
 import type { DiffId } from "../oci/index.ts";
-import { crashPoint, fileSource, removeTree, rename, syncDirectory } from "../sys/index.ts";
+import { crashPoint, removeTree, rename, syncDirectory } from "../sys/index.ts";
 import type { StoreContext } from "./context.ts";
-import { unlessDamaged } from "./damage.ts";
-import type { Database, Row } from "./database.ts";
+import type { Row } from "./database.ts";
 import type { IngestResult, LayerForm } from "./ingest/protocol.ts";
 import { formatTocLocation } from "./ingest/toc-location.ts";
-
-/** Index rows per transaction: bounds how long others wait for the database. */
-const INDEX_BATCH = 4096;
 
 export interface LayerRecord {
   readonly id: string;
@@ -222,73 +217,6 @@ function insertLayer(context: StoreContext, one: IngestResult): boolean {
     one.diffId,
   );
   return true;
-}
-
-/**
- * Puts the payloads of committed layers into the dedupe index, those of `ids` or of all that were left out (by a crash,
- * say). In small transactions: a cache may be late. Each one makes sure that the layer is still in sight, so a row
- * never outlives its range. Call under a lease.
- */
-export function indexLayers(context: StoreContext, ids?: readonly string[]): void {
-  const pending =
-    ids ??
-    context.database
-      .all("SELECT id FROM layers WHERE indexed = 0 AND condemned IS NULL AND damage IS NULL")
-      .map((row) => String(row.id));
-  for (const id of pending) {
-    // A damaged blob must not fail every pull to come (G10): its rows are missing, and check says why.
-    unlessDamaged(() => indexLayer(context, id));
-  }
-}
-
-function indexLayer({ layout, database }: StoreContext, id: string): void {
-  const blob = database.get("SELECT key FROM blobs WHERE id = ?", id);
-  if (blob === undefined) return;
-  const key = Number(blob.key);
-  using source = fileSource(layout.blob(id));
-  const payloads = decodePayloads(source);
-  for (let done = false; !done; ) {
-    const live = database.transaction(() => {
-      const layer = database.get(
-        "SELECT 1 FROM layers WHERE id = ? AND indexed = 0 AND condemned IS NULL AND damage IS NULL",
-        id,
-      );
-      if (layer === undefined) return false; // condemned meanwhile, or another process has done it
-      for (let count = 0; count < INDEX_BATCH; count++) {
-        const next = payloads.next();
-        if (next.done === true) {
-          database.run("UPDATE layers SET indexed = 1 WHERE id = ?", id);
-          done = true;
-          break;
-        }
-        indexPayload(database, key, next.value);
-      }
-      return true;
-    });
-    crashPoint("index:batch");
-    if (!live) return;
-  }
-}
-
-/**
- * Lets ingests find one payload of the blob `key`, unless `check` found it damaged or equal bytes are indexed already. Call
- * inside a transaction that made sure that the payload is live.
- */
-export function indexPayload(database: Database, key: number, { digest, offset, length }: Payload): void {
-  database.run(
-    `INSERT OR IGNORE INTO payloads (digest, blob, offset, length) SELECT ?1, ?2, ?3, ?4
-       WHERE NOT EXISTS (SELECT 1 FROM damaged_payloads WHERE blob = ?2 AND offset = ?3)`,
-    digest,
-    key,
-    offset,
-    length,
-  );
-}
-
-/** Takes every index row of these blobs out: one scan, however many they are. Call inside a transaction. */
-export function unindexBlobs({ database }: StoreContext, keys: readonly number[]): void {
-  if (keys.length === 0) return;
-  database.run("DELETE FROM payloads WHERE blob IN (SELECT value FROM json_each(?))", JSON.stringify(keys));
 }
 
 /** Takes every row of the chunk index for bytes of these layers out. Call inside a transaction. */

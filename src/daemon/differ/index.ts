@@ -27,6 +27,8 @@ export interface DifferOptions {
   readonly unpacks: number;
   readonly containerd: { readonly address: string; readonly root: string };
   readonly onApplied?: (layer: AppliedLayer & { readonly key: string; readonly digest: Digest }) => void;
+  /** Of what no call waits for. */
+  readonly onProblem?: (error: unknown) => void;
 }
 
 interface Blob {
@@ -124,7 +126,7 @@ export class Differ implements Disposable {
         ? await this.#receive(operation, blob, signal)
         : await this.#ingest(operation, blob, file, signal);
     operation.recordSource(layer.diffId, { location: containerdLocation(containerd.root), ...sourceOf(blob) });
-    operation.indexLayers();
+    operation.indexLayersLater((error) => this.#options.onProblem?.(error));
     return layer;
   }
 

@@ -227,11 +227,8 @@ export class ImageFetch {
     if (this.#running > 0) return;
     this.#releaseSlot();
     if (this.#closed) return;
-    try {
-      this.#operation.indexLayers(); // so that the next image finds the files of this one
-    } catch (error) {
-      this.#failed(error, undefined); // a cache: nobody's layer fails for it
-    }
+    // So that the next image finds the files of this one; a container may be waiting for this one.
+    this.#operation.indexLayersLater((error) => this.#failed(error, undefined));
     this.#rest();
   }
 
