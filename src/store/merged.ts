@@ -13,7 +13,7 @@ import type { Database } from "./database.ts";
 import type { IngestPool } from "./ingest/pool.ts";
 import { getLayer, requireTree } from "./layers.ts";
 import { currentEpoch, type Lease } from "./leases.ts";
-import { type MergedImage, writeMerged } from "./merge-image.ts";
+import { type MergedImage, type MergeSource, writeMerged } from "./merge-image.ts";
 
 /** Rounds of merging layers that others removed and brought again meanwhile. */
 const MAX_ROUNDS = 3;
@@ -23,8 +23,8 @@ interface Chain {
   readonly chainId: ChainId;
   /** JSON of the layers' ids, lowest first. The same chain may come back with other ids, and then with other blobs. */
   readonly layers: string;
-  /** Metadata images, lowest first. */
-  readonly images: readonly string[];
+  /** Lowest first. */
+  readonly sources: readonly MergeSource[];
   readonly path: string | undefined;
 }
 
@@ -35,7 +35,7 @@ export function ensureMerged(context: StoreContext, lease: Lease, diffIds: reado
     if (chain.path !== undefined) return chain.path;
     const { id, directory } = lease.stage();
     const staged = join(directory, "merged");
-    const published = publish(context, chain, id, staged, writeMerged(chain.chainId, chain.images, staged));
+    const published = publish(context, chain, id, staged, writeMerged(chain.chainId, chain.sources, staged));
     if (published !== undefined) return published;
     if (round === MAX_ROUNDS) throw changing(chain);
   }
@@ -53,8 +53,8 @@ export async function ensureMergedInThread(
     if (chain.path !== undefined) return chain.path;
     const { id, directory } = lease.stage();
     const target = join(directory, "merged");
-    const { chainId, images } = chain;
-    const written = await pool.merge({ id, database: context.layout.database, chainId, images, target });
+    const { chainId, sources } = chain;
+    const written = await pool.merge({ id, database: context.layout.database, chainId, layers: sources, target });
     const published = publish(context, chain, id, target, written);
     if (published !== undefined) return published;
     if (round === MAX_ROUNDS) throw changing(chain);
@@ -71,11 +71,11 @@ function findChain(context: StoreContext, diffIds: readonly DiffId[]): Chain {
   const { layout, database } = context;
   const layers = diffIds.map((diffId) => getLayer(context, diffId));
   for (const layer of layers) requireTree(layer);
-  const images = layers.map((layer) => layout.layerImage(layer.id));
+  const sources = layers.map(({ id }) => ({ id, image: layout.layerImage(id) }));
   const chainId = chainIdOf(diffIds);
   const ids = JSON.stringify(layers.map((layer) => layer.id));
-  const found = (path: string | undefined) => ({ chainId, layers: ids, images, path });
-  if (layers.length === 1 && layers[0]!.standalone) return found(images[0]);
+  const found = (path: string | undefined) => ({ chainId, layers: ids, sources, path });
+  if (layers.length === 1 && layers[0]!.standalone) return found(sources[0]!.image);
   const row = findInSight(database, chainId);
   if (row === undefined || row.layers !== ids) return found(undefined);
   const path = layout.mergedImage(String(row.id));

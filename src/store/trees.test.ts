@@ -1,13 +1,15 @@
 import assert from "node:assert/strict";
-import { existsSync, readdirSync, readFileSync, unlinkSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, unlinkSync, writeFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import { describe, test } from "node:test";
 import { ShaleError } from "../errors/index.ts";
 import { withTemporaryDirectory } from "../sys/testing/filesystems.ts";
-import type { Store } from "./index.ts";
+import type { DiffId } from "../oci/index.ts";
+import type { IngestResult, Store } from "./index.ts";
 import {
   assertSound,
   contentOf,
+  ingest,
   type MadeImage,
   noise,
   pull,
@@ -57,6 +59,41 @@ describe("openChain()", () => {
       assert.equal(again.devices.length, 2);
       assert.ok(again.devices.every(existsSync));
       await assertSound(store);
+    }));
+
+  test("made by the thread that has just ingested a layer is the same, without reading that one again", () =>
+    withTemporaryDirectory(async (directory) => {
+      const tars = [
+        tar({ "./": "", "d/": "", "d/gone": "x", "d/kept": noise(5000, "kept"), f: "lower", "d/small": noise(900, 1) }),
+        tar({
+          "d/.wh.gone": "",
+          f: noise(9000, "upper"),
+          g: "",
+          h: noise(4000, "inline"),
+          l: { type: "symlink", linkTarget: "d" },
+        }),
+      ];
+      await withStore(join(directory, "store"), async (store) => {
+        using operation = store.begin("test");
+        const layers: IngestResult[] = [];
+        for (const [i, bytes] of tars.entries())
+          layers.push(await ingest(operation, join(directory, `${i}.tar`), bytes));
+        operation.commitLayers(layers);
+        const diffIds = layers.map(({ diffId }) => diffId as DiffId);
+        const upper = join(store.root, "layers", layers[1]!.id, "meta.erofs");
+        const sound = readFileSync(upper);
+        writeFileSync(upper, Buffer.alloc(sound.length));
+        await operation.ensureMerged(diffIds);
+        writeFileSync(upper, sound);
+        const path = operation.mergedFiles(diffIds).image;
+        const fromMemory = readFileSync(path);
+        unlinkSync(path);
+        assert.ok(readFileSync(operation.mergedFiles(diffIds).image).equals(fromMemory));
+        unlinkSync(operation.mergedFiles(diffIds).image);
+        writeFileSync(upper, Buffer.alloc(sound.length));
+        await assert.rejects(operation.ensureMerged(diffIds), /magic/); // it is kept for one merge
+        writeFileSync(upper, sound);
+      });
     }));
 
   test("made by two operations at once is one", () =>

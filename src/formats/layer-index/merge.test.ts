@@ -15,7 +15,7 @@ import {
   writeTree,
 } from "../erofs/testing/trees.ts";
 import { FileType } from "./index.ts";
-import { MergeBuilder, type MergedTree } from "./merge.ts";
+import { MergeBuilder, type MergedTree, treeFromIndex } from "./merge.ts";
 import { IMPLIED_XATTR, OPAQUE_XATTR, ORIGIN_XATTR } from "./overlay.ts";
 
 const OPAQUE = { name: OPAQUE_XATTR, value: "y" };
@@ -300,13 +300,15 @@ function build(fill: (tree: TestTree) => void): TestTree {
   return tree;
 }
 
-/** Writes each layer, merges the images, writes the result and reads it back. */
+/** Writes each layer, merges the images, writes the result and reads it back. Merging the indexes gives the same bytes. */
 function merge(layers: readonly TestTree[]): { readonly merged: MergedTree; readonly shown: Description } {
   const builder = new MergeBuilder(1);
+  const unwritten = new MergeBuilder(2);
   const blobs = new Map<string, Uint8Array>();
   for (const tree of layers) {
     for (const { tag, bytes } of tree.devices) blobs.set(tag, bytes);
     builder.addLayer(erofsTree(openTree(tree.write().bytes, tree.devices)));
+    unwritten.addLayer(treeFromIndex(tree.index, blocksOf(tree.devices), (inode) => tree.content(inode)));
   }
   const merged = builder.finish();
   const devices = merged.devices.map(({ tag }) => ({ tag, bytes: blobs.get(tag)! }));
@@ -315,6 +317,9 @@ function merge(layers: readonly TestTree[]): { readonly merged: MergedTree; read
     blocksOf(devices),
   );
   const { bytes } = writeTree(merged.index, merged.devices, (inode) => merged.readInline(inode));
+  const same = unwritten.finish();
+  const again = writeTree(same.index, same.devices, (inode) => same.readInline(inode));
+  assert.ok(Buffer.from(again.bytes).equals(bytes));
   return { merged, shown: describeReader(openTree(bytes, devices)) };
 }
 

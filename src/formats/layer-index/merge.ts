@@ -157,6 +157,51 @@ export class MergeBuilder {
   }
 }
 
+/**
+ * An index as `MergeBuilder` reads it: the same tree as that of an image which is written from it. Valid while the index
+ * does not change. Nids are inode ids.
+ */
+export function treeFromIndex(
+  index: LayerIndex,
+  devices: readonly TreeDevice[],
+  readInline: (inode: number) => Uint8Array,
+): LayerTree {
+  return {
+    root: ROOT,
+    devices,
+    *entries(directory) {
+      for (const dirent of index.sortedDirents(directory)) {
+        yield { name: index.direntName(dirent), nid: index.direntInode(dirent) };
+      }
+    },
+    node(inode) {
+      const type = index.type(inode);
+      const isLink = type === FileType.SYMLINK;
+      const isDevice = type === FileType.CHARACTER || type === FileType.BLOCK;
+      const size = isLink || type === FileType.REGULAR ? index.size(inode) : 0;
+      const kind = size === 0 || isLink ? Content.EMPTY : index.contentKind(inode);
+      const isExtent = kind === Content.EXTENT;
+      return {
+        mode: index.mode(inode),
+        uid: index.uid(inode),
+        gid: index.gid(inode),
+        mtimeSeconds: index.mtimeSeconds(inode),
+        mtimeNanoseconds: index.mtimeNanoseconds(inode),
+        size,
+        rdevMajor: isDevice ? index.rdevMajor(inode) : 0,
+        rdevMinor: isDevice ? index.rdevMinor(inode) : 0,
+        xattrs: index.xattrs(inode),
+        links: index.links(inode),
+        symlinkTarget: isLink ? index.symlinkTarget(inode) : undefined,
+        contentKind: kind,
+        contentDevice: isExtent ? index.contentDevice(inode) : 0,
+        contentOffset: isExtent ? index.contentOffset(inode) : inode,
+      };
+    },
+    readInline,
+  };
+}
+
 /** The whole tree as an index, with whiteouts and xattrs as they are. INLINE inodes keep the nid as `contentOffset`. */
 export function indexFromTree(tree: LayerTree, seed = 0): LayerIndex {
   const index = new LayerIndex(seed);

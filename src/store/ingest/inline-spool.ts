@@ -29,6 +29,11 @@ export class InlineSpool {
     return this.#size;
   }
 
+  /** All of it: nothing had to go to the file. */
+  get isInMemory(): boolean {
+    return this.#file === undefined;
+  }
+
   append(bytes: Uint8Array): void {
     let at = 0;
     while (at < bytes.length) {

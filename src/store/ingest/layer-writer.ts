@@ -8,6 +8,7 @@ import { ShaleError } from "../../errors/index.ts";
 import { type ErofsDevice, writeErofs } from "../../formats/erofs/index.ts";
 import { LayerIndexBuilder, type LayerNotice } from "../../formats/layer-index/builder.ts";
 import { Content, type LayerIndex, NONE } from "../../formats/layer-index/index.ts";
+import { type LayerTree, treeFromIndex } from "../../formats/layer-index/merge.ts";
 import { isOverlayXattr, isWhiteout } from "../../formats/layer-index/overlay.ts";
 import { PAYLOAD_ALIGNMENT, PayloadTable } from "../../formats/payload-table/index.ts";
 import type { TarEntry, TarSink } from "../../formats/tar/index.ts";
@@ -18,6 +19,9 @@ import { LIMITS } from "../limits.ts";
 import { BlobWriter } from "./blob-writer.ts";
 import type { DedupeIndex } from "./dedupe-index.ts";
 import { InlineSpool } from "./inline-spool.ts";
+
+/** Of a layer whose tree is kept for a while after it was written: 120 bytes each. */
+const TREE_ENTRIES_MAX = 200_000;
 
 /** What one ingest produced, all of it synced; the numbers of the `layers` row. */
 export interface WrittenLayer {
@@ -56,6 +60,9 @@ export class LayerWriter implements TarSink, Disposable {
   readonly #table = new PayloadTable();
   readonly #recipeFile: OutputFile;
   readonly #recipe: RecipeWriter;
+  /** Set by `finish`. */
+  #tree: LayerTree | undefined;
+  #treeTaken = false;
   readonly #devices: string[] = [];
   readonly #deviceNumbers = new Map<string, number>();
 
@@ -207,11 +214,14 @@ export class LayerWriter implements TarSink, Disposable {
     const { index, notices } = this.#builder.finish();
     const blobSize = this.#blob.finish(this.#table);
     const image = new OutputFile(this.#paths.image);
+    const devices = this.#devices.map((tag) => this.#device(tag, blobSize));
+    const readInline = (inode: number) => this.#spool.read(index.contentOffset(inode), index.size(inode));
+    this.#tree = treeFromIndex(index, devices, readInline);
     try {
       const written = writeErofs(index, {
-        devices: this.#devices.map((tag) => this.#device(tag, blobSize)),
+        devices,
         uuid: hash("sha256", this.#id, "buffer").subarray(0, 16),
-        readInline: (inode) => this.#spool.read(index.contentOffset(inode), index.size(inode)),
+        readInline,
         write: (bytes) => image.write(bytes),
         keepUnlinked: true,
       });
@@ -238,10 +248,20 @@ export class LayerWriter implements TarSink, Disposable {
     }
   }
 
+  /**
+   * The tree of the image that was written, for a merge that comes soon: it holds all names and small contents in memory,
+   * and outlives the writer. Undefined where that is too much. Call it once, after `finish`.
+   */
+  takeTree(): LayerTree | undefined {
+    if (this.#entries > TREE_ENTRIES_MAX || !this.#spool.isInMemory) return undefined;
+    this.#treeTaken = true;
+    return this.#tree;
+  }
+
   [Symbol.dispose](): void {
     this.#blob.close();
     this.#recipeFile.close();
-    this.#spool.close();
+    if (!this.#treeTaken) this.#spool.close();
   }
 
   #device(tag: string, ownSize: number): ErofsDevice {

@@ -4,7 +4,7 @@ import type { ByteRange } from "../../bytes/index.ts";
 import type { ErrorCode } from "../../errors/index.ts";
 import type { TocLocation } from "../../formats/toc/index.ts";
 import type { ChainId } from "../../oci/index.ts";
-import type { MergedImage } from "../merge-image.ts";
+import type { MergedImage, MergeSource } from "../merge-image.ts";
 import type { WrittenLayer } from "./layer-writer.ts";
 import type { PlanSummary } from "./toc-plan.ts";
 
@@ -79,8 +79,8 @@ export interface MergeJob extends Job {
   /** That the image will have; for messages. */
   readonly id: string;
   readonly chainId: ChainId;
-  /** Metadata images, lowest first. */
-  readonly images: readonly string[];
+  /** Lowest first. */
+  readonly layers: readonly MergeSource[];
   readonly target: string;
 }
 

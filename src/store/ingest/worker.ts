@@ -9,6 +9,7 @@ import { parentPort } from "node:worker_threads";
 import { throwIfAborted } from "../../async/index.ts";
 import { ShaleError } from "../../errors/index.ts";
 import { decompress, detectCompression } from "../../formats/compression/index.ts";
+import type { LayerTree } from "../../formats/layer-index/merge.ts";
 import { TarDecoder } from "../../formats/tar/index.ts";
 import { decodeEstargzFooter, ESTARGZ_FOOTER_SIZE, type TocLocation } from "../../formats/toc/index.ts";
 import { closeFile, makeDirectory, openFile, readAt } from "../../sys/index.ts";
@@ -43,6 +44,9 @@ import { keepToc } from "./toc-file.ts";
  */
 const TURN = 256 * 1024;
 
+/** The last thing that this thread did was this layer: the merge of its image comes next as a rule, and to this thread. */
+let lastIngested: { readonly id: string; readonly tree: LayerTree } | undefined;
+
 const port = parentPort!;
 const inflate = loadIsal();
 
@@ -71,6 +75,9 @@ async function work(job: WorkerJob): Promise<JobResult> {
   // Bytes that don't come must not keep a stopped ingest waiting.
   using _ = repeat(stopIfAsked, 250);
   using database = Database.open(job.database, { readOnly: true });
+  // What comes next needs the memory, unless it is a merge of just this.
+  const recent = job.kind === "merge" ? lastIngested : undefined;
+  lastIngested = undefined;
   switch (job.kind) {
     case "ingest":
       return await ingest(job, database, control, stopIfAsked, stop.signal);
@@ -79,7 +86,7 @@ async function work(job: WorkerJob): Promise<JobResult> {
     case "chunk scan":
       return await scanChunks(job, check, stop.signal);
     case "merge":
-      return writeMerged(job.chainId, job.images, job.target);
+      return writeMerged(job.chainId, job.layers, job.target, (id) => (id === recent?.id ? recent.tree : undefined));
   }
 }
 
@@ -178,7 +185,10 @@ async function ingest(
   const toc = job.toc ?? findEstargzToc(job);
   const kept = toc === undefined ? 0 : keepTocOf(job.feed.path, join(layer, "toc"), toc);
   const { id, directory, form } = job;
-  return { ...writer.finish(kept), id, directory, form, digest, diffId, tarSize, size, toc };
+  const written = writer.finish(kept);
+  const tree = writer.takeTree();
+  lastIngested = tree && { id, tree };
+  return { ...written, id, directory, form, digest, diffId, tarSize, size, toc };
 }
 
 /** Read again from the start: what was taken ahead, and not looked at any more, is in none of the digests that were begun. */
