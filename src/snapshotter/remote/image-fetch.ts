@@ -228,7 +228,9 @@ export class ImageFetch {
     this.#releaseSlot();
     if (this.#closed) return;
     // So that the next image finds the files of this one; a container may be waiting for this one.
-    this.#operation.indexLayersLater((error) => this.#failed(error, undefined));
+    this.#operation.indexLayersLater((error) =>
+      this.#context.onEvent({ kind: "failed", image: this.name, digest: undefined, error }),
+    );
     this.#rest();
   }
 
