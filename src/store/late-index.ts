@@ -1,4 +1,3 @@
-import { setImmediate as turn } from "node:timers/promises";
 import type { StoreContext } from "./context.ts";
 import { indexLayers } from "./payload-index.ts";
 
@@ -63,7 +62,7 @@ export class LateIndexer {
     try {
       using _ = this.#begin();
       for (const _ of indexLayers(this.#context)) {
-        await turn();
+        await new Promise((resolve) => setImmediate(resolve));
         if (this.#stopped) return;
       }
     } catch (error) {
