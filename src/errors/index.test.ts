@@ -12,10 +12,11 @@ test("shownValue() shows any value of a document, short and printable, and never
     [7, "7"],
     [Number.NaN, "NaN"],
     [7n, "7"],
-    [[7n], "[7]"],
-    [{ toString: [], valueOf: 1 }, '{"toString":[],"valueOf":1}'],
-    [{ toJSON: 1 }, '{"toJSON":1}'],
-    ["x".repeat(50), `"${"x".repeat(39)}...`],
+    [true, "true"],
+    [[7n], "a list"],
+    [{ toString: [], valueOf: 1 }, "an object"],
+    [JSON.parse("[".repeat(200_000) + "]".repeat(200_000)), "a list"],
+    ["x".repeat(50), `"${"x".repeat(40)}"...`],
   ];
   for (const [value, shown] of cases) assert.equal(shownValue(value), shown);
   assert.equal(shownValue("x".repeat(50), 80), `"${"x".repeat(50)}"`);

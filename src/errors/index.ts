@@ -75,13 +75,14 @@ export function errnoOf(error: unknown): string | undefined {
 }
 
 /**
- * A value out of somebody else's document, for a message: as JSON, at most `limit` characters, nothing that a terminal
- * would act on; "missing" where there is none. String() is not fit for it: it throws for `{"toString": []}`.
+ * A value out of somebody else's document, for a message: at most about `limit` characters, nothing that a terminal would
+ * act on; "missing" where there is none, and of a list or an object no more than that. String() and JSON.stringify() are
+ * not fit for it: the one throws for `{"toString": []}`, both for lists that nest a hundred thousand times.
  */
 export function shownValue(value: unknown, limit = 40): string {
   if (value === undefined) return "missing";
-  if (typeof value === "number" || typeof value === "bigint") return `${value}`; // JSON has no NaN, and TOML has
-  const text = JSON.stringify(value, (_, part: unknown) => (typeof part === "bigint" ? Number(part) : part));
-  const line = text.replace(/[^\x20-\x7e]+/g, "?");
-  return line.length > limit ? `${line.slice(0, limit)}...` : line;
+  if (typeof value === "object") return value === null ? "null" : Array.isArray(value) ? "a list" : "an object";
+  if (typeof value !== "string") return String(value);
+  const text = JSON.stringify(value.slice(0, limit)).replace(/[^\x20-\x7e]+/g, "?");
+  return value.length > limit ? `${text}...` : text;
 }

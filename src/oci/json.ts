@@ -1,7 +1,7 @@
 /**
  * Reading JSON from a peer: every step knows its path, so that an error names the exact place ("layers[3].size").
  */
-import { FormatError, type ShaleErrorOptions } from "../errors/index.ts";
+import { FormatError, type ShaleErrorOptions, shownValue } from "../errors/index.ts";
 
 /** Keys and values of one annotation or label map, together. */
 const MAX_MAP_CHARACTERS = 1 << 20;
@@ -140,7 +140,5 @@ export function decodeJsonValue(bytes: Uint8Array, format: string, limit: number
 }
 
 function typeName(value: unknown): string {
-  if (Array.isArray(value)) return "a list";
-  if (value === null) return "null";
-  return typeof value === "object" ? "an object" : `a ${typeof value}`;
+  return typeof value === "object" ? shownValue(value) : `a ${typeof value}`;
 }

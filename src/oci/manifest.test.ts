@@ -340,6 +340,20 @@ test("decodeImageConfig() rejects and names the place", () => {
   assert.throws(() => decodeImageConfig(new Uint8Array(MAX_CONFIG_SIZE + 1)), { code: "RESOURCE_EXHAUSTED" });
 });
 
+test("decodeManifest() refuses lists that nest 200,000 times where a number should be", () => {
+  const nested = `${"[".repeat(200_000)}${"]".repeat(200_000)}`;
+  for (const [document, field] of [
+    [`{"schemaVersion":${nested}}`, "schemaVersion"],
+    [`{"schemaVersion":2,"mediaType":${nested}}`, "mediaType"],
+  ] as const) {
+    assert.throws(() => decodeManifest(Buffer.from(document)), {
+      name: "FormatError",
+      field,
+      code: "INVALID_ARGUMENT",
+    });
+  }
+});
+
 test("fuzz: decodeManifest() and decodeImageConfig() return or throw FormatError, nothing else", () => {
   const seeds = [manifest(), index([entry("linux/amd64"), entry(undefined)]), config()];
   const junk = fc.oneof(

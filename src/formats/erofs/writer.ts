@@ -247,7 +247,7 @@ function writeInode(
   size: number,
   union: number,
 ): void {
-  // Without the fields' own functions: they are as many calls a file again as all the rest of writing it.
+  // Without the fields' own functions: this runs once a file, often before anything is compiled.
   const f = INODE_EXTENDED.fields;
   view.setUint16(at + f.format.offset, FORMAT_EXTENDED | (layout << 1), true);
   view.setUint16(at + f.xattrCount.offset, xattrCount(xattrSize), true);

@@ -414,16 +414,20 @@ export class LayerIndex {
 
 /** Murmur-like mixing over the seed, the parent id and the name. */
 function hashName(seed: number, parent: number, name: ByteString): number {
-  let h = Math.imul(seed ^ Math.imul(parent, 0x9e3779b1), 0x85ebca6b);
+  let h = startHash(seed, parent);
   for (let i = 0; i < name.length; i++) h = mix(seed, h, name.charCodeAt(i));
   return finishHash(h);
 }
 
 /** The same of a name that lies in `bytes`. */
 function hashBytes(seed: number, parent: number, bytes: Uint8Array, from: number, end: number): number {
-  let h = Math.imul(seed ^ Math.imul(parent, 0x9e3779b1), 0x85ebca6b);
+  let h = startHash(seed, parent);
   for (let i = from; i < end; i++) h = mix(seed, h, bytes[i]!);
   return finishHash(h);
+}
+
+function startHash(seed: number, parent: number): number {
+  return Math.imul(seed ^ Math.imul(parent, 0x9e3779b1), 0x85ebca6b);
 }
 
 function mix(seed: number, hash: number, byte: number): number {
