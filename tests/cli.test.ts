@@ -333,6 +333,54 @@ describe("with two images", () => {
   });
 });
 
+describe("mount --pull", () => {
+  const target = join(work, "pulled");
+  const pulling = ["mount", "--pull", "--json", v2, target];
+
+  test("without the directory or without the right to mount, nothing is fetched and no store made", async () => {
+    const nowhere = join(work, "nowhere");
+    const missing = await fails(1, ["mount", "--pull", v2, join(work, "missing")], { root: nowhere });
+    assert.match(missing, /Cannot mount .* at .*missing: there is no such directory/);
+    const refused = await fails(1, ["mount", "--pull", v2, work], { root: nowhere });
+    assert.match(refused, /Cannot mount .*: this process may not mount/);
+    assert.match(await fails(2, ["mount", "--pull"], { root: nowhere }), /REF and DIR are missing/);
+    assert.equal(existsSync(nowhere), false);
+  });
+
+  test("fetches what the store lacks, and only that; the merged image is made once", {
+    skip: NOBODY.uid === undefined && "needs root",
+  }, async () => {
+    const options = { privileged: true, root: join(work, "store-of-mount") };
+    const answer = async (args: readonly string[]) => {
+      const { status, stdout, stderr } = await run(args, options);
+      assert.equal(status, 0, stderr.toString());
+      return JSON.parse(stdout.toString());
+    };
+    mkdirSync(target);
+    try {
+      const first = await answer(pulling);
+      assert.equal(first.already, false);
+      assert.equal(first.pulled.name, v2);
+      assert.ok(first.pulled.layers.every(({ state }: { state: string }) => state === "fetched"));
+      assert.deepEqual(readdirSync(join(options.root, "merged")).length, 1);
+      assert.equal(readFileSync(join(target, "bin/tool"), "utf8"), LARGE);
+      const again = await answer(pulling);
+      assert.deepEqual([again.already, again.pulled], [true, undefined]);
+      await run(["umount", target], options);
+      const stored = await answer(pulling);
+      assert.deepEqual([stored.already, stored.pulled], [false, undefined]);
+      await run(["umount", target], options);
+      const unknown = await fails(1, ["mount", "--pull", `oci:${layout}:v3`, target], options);
+      assert.match(unknown, /^shale: Cannot .*v3/m);
+      assert.equal((await answer(["mount", "--json"])).mounts.length, 0);
+      await fails(1, ["mount", `oci:${layout}:v1`, target], options); // only what --pull says is fetched
+      assert.equal((await answer(["--json", "images"])).images.length, 1);
+    } finally {
+      await run(["umount", "--lazy", target], options);
+    }
+  });
+});
+
 describe("pull", () => {
   test("an image that can't be fetched: the error is told, those before it are kept and reported", async () => {
     const other = join(work, "other");

@@ -59,7 +59,7 @@ export async function mountImage(
   const diffIds = manifest.layers.map((layer) => layer.diffId);
   const act = `Cannot mount ${displayName(image.name)} at ${target}`;
   if (diffIds.length === 0) throw new ShaleError("FAILED_PRECONDITION", `${act}: the image has no layers`);
-  if (findFile(target)?.kind !== "directory") throw new ShaleError("NOT_FOUND", `${act}: there is no such directory`);
+  requireMountPoint(image.name, target);
   using operation = store.begin(`mount ${image.name}`);
   using _ = await lockMounts(operation, options.signal);
   pruneRecords(store, operation);
@@ -115,6 +115,13 @@ export async function mountImage(
     releaseBases(store, operation);
     throw error;
   }
+}
+
+/** NOT_FOUND when there is no such directory: for who has a lot to do before `mountImage` would say it. */
+export function requireMountPoint(image: string, directory: string): void {
+  const target = resolve(directory);
+  if (findFile(target)?.kind === "directory") return;
+  throw new ShaleError("NOT_FOUND", `Cannot mount ${displayName(image)} at ${target}: there is no such directory`);
 }
 
 export interface UnmountOptions {

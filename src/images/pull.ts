@@ -5,7 +5,7 @@
  * thread follows while it grows; every layer is committed as soon as it is sealed, so a killed pull loses at most what was
  * in flight. The image is recorded last.
  */
-import { mapConcurrent } from "../async/index.ts";
+import { AsyncGroup, mapConcurrent } from "../async/index.ts";
 import { ShaleError } from "../errors/index.ts";
 import {
   choosePlatform,
@@ -40,6 +40,8 @@ export interface PullOptions {
   readonly whole?: boolean;
   /** Layers fetched at a time. */
   readonly jobs?: number;
+  /** Has the merged images made too, for who mounts next (ADR 0030): the thread that made the last layer is quick with it. */
+  readonly merge?: boolean;
   readonly signal?: AbortSignal;
   readonly progress?: Progress;
 }
@@ -95,13 +97,23 @@ export async function pullImage(store: Store, origin: Origin, options: PullOptio
       continue;
     }
     const records = complete.map((one) => one.record);
-    operation.indexLayers();
+    await using group = new AsyncGroup(signal ?? new AbortController().signal);
+    await group.all([
+      group.run(() => mergeChains(operation, options.merge ? records : [])),
+      group.run(async () => operation.indexLayers()),
+    ]);
     return {
       name,
       digest: image.target.digest,
       manifests: records,
       layers: [...layers.keys()].map((key) => pulled.get(key)!),
     };
+  }
+}
+
+async function mergeChains(operation: StoreOperation, records: readonly ManifestRecord[]): Promise<void> {
+  for (const { layers } of records) {
+    if (layers.length > 0) await operation.ensureMerged(layers.map(({ diffId }) => diffId));
   }
 }
 

@@ -63,12 +63,12 @@ containerd reads them.
     const sources = context.positionals.map(parseImageSource);
     const host = platformOfNode(process.arch);
     const platform = values.platform === undefined ? undefined : parsePlatform(values.platform, host);
-    const { registryAccess, temporaryDirectory } = await import("./registry-access.ts");
-    const { openOrigin } = await import("../../images/origin.ts");
+    const { registryAccess } = await import("./registry-access.ts");
+    const { hostsOf, withOrigin } = await import("./origin-access.ts");
     const { pullImage } = await import("../../images/pull.ts");
     await using registry = registryAccess(values, {
       log,
-      hosts: () => sources.flatMap((source) => (source.kind === "registry" ? [source.reference.host] : [])),
+      hosts: () => hostsOf(sources),
       ...(values.jobs === undefined ? {} : { maxConnections: values.jobs }),
     });
     await using store = await openStore(context, { create: true });
@@ -77,12 +77,6 @@ containerd reads them.
     try {
       for (const source of sources) {
         const startMs = performance.now();
-        using spool = source.kind === "docker-archive" ? temporaryDirectory() : undefined;
-        const origin = await openOrigin(source, {
-          registry: registry.client,
-          signal,
-          ...(spool === undefined ? {} : { spoolDirectory: spool.path }),
-        });
         const options = {
           signal,
           progress,
@@ -91,17 +85,19 @@ containerd reads them.
           ...(platform === undefined ? {} : { platform }),
           ...(values.jobs === undefined ? {} : { jobs: values.jobs }),
         };
-        if (values["dry-run"]) {
-          const { forecastPull } = await import("../../images/forecast.ts");
-          const outlook = await forecastPull(store, origin, options);
-          outlooks.push(outlook);
-          if (!context.json) await context.stdout.write(`${formatOutlook(outlook)}\n`);
-          continue;
-        }
-        const result = await pullImage(store, origin, options);
-        const image = describePull(result, performance.now() - startMs);
-        images.push(image);
-        if (!context.json) await context.stdout.write(`${formatPull(image)}\n`);
+        await withOrigin(source, { registry, signal }, async (origin) => {
+          if (values["dry-run"]) {
+            const { forecastPull } = await import("../../images/forecast.ts");
+            const outlook = await forecastPull(store, origin, options);
+            outlooks.push(outlook);
+            if (!context.json) await context.stdout.write(`${formatOutlook(outlook)}\n`);
+            return;
+          }
+          const result = await pullImage(store, origin, options);
+          const image = describePull(result, performance.now() - startMs);
+          images.push(image);
+          if (!context.json) await context.stdout.write(`${formatPull(image)}\n`);
+        });
       }
     } finally {
       // Also what was pulled before one failed: it is there.
