@@ -24,7 +24,9 @@ export const shale: Contestant = {
       async pull({ name, reference }) {
         const mountPoint = join(directory, `mnt-${name}`);
         mkdirSync(mountPoint);
-        await shaleCommand(root, ["mount", "--pull", "--quiet", "--tls-verify=false", reference, mountPoint], { signal });
+        await shaleCommand(root, ["mount", "--pull", "--quiet", "--tls-verify=false", reference, mountPoint], {
+          signal,
+        });
         mounted.push(mountPoint);
         return mountPoint;
       },
