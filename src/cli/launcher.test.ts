@@ -293,6 +293,14 @@ describe("shale (launcher)", () => {
       }
     });
 
+    test("nothing where node_modules is a link: what is in it may be of another checkout", async () => {
+      renameSync(at("node_modules"), join(base, "shared"));
+      symlinkSync(join(base, "shared"), at("node_modules"));
+      assert.equal(await runs(), "sources");
+      appendFileSync(at("src/cli/a.ts"), "2\n");
+      assert.equal(await runs(), "sources");
+    });
+
     test("nothing where find can't tell what changed: the sources, always", async () => {
       program(join(bin, "find"), "#!/bin/sh\necho 'find: unrecognized: -cnewer' >&2\nexit 1\n");
       assert.equal(await runs(), "sources");

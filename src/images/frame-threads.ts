@@ -3,6 +3,7 @@ import { availableParallelism } from "node:os";
 import { Worker } from "node:worker_threads";
 import { ShaleError } from "../errors/index.ts";
 import type { CompressedBatch, FrameBatch, FrameCompressor, FrameSettings } from "../formats/compression/index.ts";
+import { threadEnvironment } from "../sys/index.ts";
 import type { FrameAnswer, FrameJob } from "./frame-worker.ts";
 
 /** Every frame leaves some garbage; collected late, it is 100 MB a thread. */
@@ -70,6 +71,7 @@ export class FrameThreads implements FrameCompressor, AsyncDisposable {
     const name = import.meta.url.endsWith(".ts") ? "./frame-worker.ts" : "./frame-worker.js";
     const worker = new Worker(new URL(name, import.meta.url), {
       resourceLimits: { maxYoungGenerationSizeMb: YOUNG_MIB },
+      env: threadEnvironment(),
     });
     const thread: Thread = { worker, running: undefined };
     this.#threads.push(thread);
