@@ -78,7 +78,17 @@ const MODULES: Readonly<Record<string, Rule>> = {
   registry: {
     modules: [...BASE, "log", "oci", "sys"],
     packages: [
-      ...["undici", "smol-toml", "node:crypto", "node:path", "node:stream", "node:url", "node:tls", "node:os"],
+      ...[
+        "undici",
+        "undici/lib/dispatcher/agent.js",
+        "smol-toml",
+        "node:crypto",
+        "node:path",
+        "node:stream",
+        "node:url",
+        "node:tls",
+        "node:os",
+      ],
       ...["node:net", "node:http", "node:https"], // tunnels through proxies
     ],
   },

@@ -6,9 +6,8 @@
  * which takes 30 ms instead of 80: its index also loads fetch, WebSockets, caches and mocks. It has no `exports`, so that its files
  * are as public as its name.
  */
-import { createRequire } from "node:module";
 import type { SecureContext } from "node:tls";
-import type { Agent as UndiciAgent, Dispatcher } from "undici";
+import type { Dispatcher } from "undici";
 import { cancelled } from "../async/index.ts";
 import { Failure } from "./failure.ts";
 import { findProxy, ProxyError, tunnelConnector } from "./proxy.ts";
@@ -127,7 +126,7 @@ export class Transport {
   }
 
   async #connect(proxy: URL | undefined, timeoutMs: number, settings: TlsSettings | undefined): Promise<Dispatcher> {
-    const Agent = createRequire(import.meta.url)("undici/lib/dispatcher/agent.js") as typeof UndiciAgent;
+    const { default: Agent } = await import("undici/lib/dispatcher/agent.js");
     const tls =
       settings === undefined
         ? {}
