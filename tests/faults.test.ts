@@ -8,6 +8,8 @@ import { join } from "node:path";
 import { describe, test } from "node:test";
 import { mapConcurrent } from "../src/async/index.ts";
 import { ShaleError } from "../src/errors/index.ts";
+import { findImage } from "../src/images/find.ts";
+import { mountImage } from "../src/images/mount.ts";
 import { openOrigin, type Origin } from "../src/images/origin.ts";
 import { pullImage } from "../src/images/pull.ts";
 import type { Progress } from "../src/images/progress.ts";
@@ -102,6 +104,41 @@ describe("full disk (F1, G11)", () => {
             });
           }
           assert.ok(failed >= 5 && succeeded >= 1, `${failed} pulls failed, ${succeeded} succeeded`);
+        }),
+      ),
+  );
+
+  test(
+    "no room for the merged image: said so, by the pull that makes it and by the mount; the image is there",
+    needsRoot,
+    () =>
+      withTemporaryDirectory((scratch) =>
+        withLoopFilesystem("ext4", { size: 24 << 20 }, async (disk) => {
+          const layout = join(scratch, "layout");
+          const root = join(disk, "store");
+          const files = Object.fromEntries(Array.from({ length: 5000 }, (_, i) => [`file-${i}`, "same"]));
+          writeImage(layout, "two", [tar({ "./": "", ...files }), tar({ more: "more" })]);
+          await withStore(root, (store) => pull(store, layout, "two"));
+          const filler = fill(disk, 200 * KiB);
+          const expected = {
+            code: "RESOURCE_EXHAUSTED",
+            message: "Cannot merge the layers of two:latest: the disk is full",
+            hint: "The image itself is here: remove others, run shale gc, then mount it",
+          };
+          await withStore(root, async (store) => {
+            await assert.rejects(pull(store, layout, "two", { merge: true }), expected);
+            await assert.rejects(mountImage(store, findImage(store, "two"), scratch), expected);
+            assert.deepEqual(store.listMounts(), []);
+            assert.equal(store.listImages().length, 1);
+          });
+          assert.deepEqual(readdirSync(join(root, "merged")), []);
+          assert.deepEqual(readdirSync(join(root, "staging")), []);
+          unlinkSync(filler);
+          await withStore(root, async (store) => {
+            await pull(store, layout, "two", { merge: true });
+            await assertSound(store);
+          });
+          assert.equal(readdirSync(join(root, "merged")).length, 1);
         }),
       ),
   );

@@ -28,6 +28,7 @@ import {
   unmount,
 } from "../sys/index.ts";
 import { displayName, type FoundImage } from "./find.ts";
+import { explainMergeError } from "./write-error.ts";
 
 /** Digits of a chain or layer in a directory name: enough to tell them apart, short for the kernel's limits. */
 const NAME_DIGITS = 24;
@@ -228,7 +229,8 @@ function pruneRecords(store: Store, operation: StoreOperation): void {
 function ensureBases(operation: StoreOperation, record: MountRecord): string[] {
   const directory = operation.mountsDirectory;
   if (record.mode === "merged") {
-    return [ensureBase(join(directory, baseNames(record)[0]!), () => operation.mergedFiles(record.diffIds))];
+    const files = () => mergedFiles(operation, record);
+    return [ensureBase(join(directory, baseNames(record)[0]!), files)];
   }
   const names = baseNames(record);
   return record.diffIds
@@ -236,6 +238,14 @@ function ensureBases(operation: StoreOperation, record: MountRecord): string[] {
       ensureBase(join(directory, names[position]!), () => operation.layerFiles(operation.getLayer(diffId))),
     )
     .reverse();
+}
+
+function mergedFiles(operation: StoreOperation, { image, diffIds }: MountRecord): ImageFiles {
+  try {
+    return operation.mergedFiles(diffIds);
+  } catch (error) {
+    throw explainMergeError(error, displayName(image));
+  }
 }
 
 /** What `baseNames` makes; mounts that snapshots stand on have numbers. */

@@ -18,10 +18,12 @@ import {
   platformOfNode,
 } from "../oci/index.ts";
 import { type Document, type ManifestRecord, manifestRecord, type Store, type StoreOperation } from "../store/index.ts";
+import { displayName } from "./find.ts";
 import { LayerFetcher, type PulledLayer } from "./layer-fetcher.ts";
 import { type Origin, type OriginLayer, type OriginManifest, synthesizeManifest } from "./origin.ts";
 import { findTocIdentity } from "./partial/index.ts";
 import { type Progress, silentProgress } from "./progress.ts";
+import { explainMergeError } from "./write-error.ts";
 
 /** Layers fetched at a time; ingests are bounded by cores, further downloads run ahead on disk. */
 const FETCHES = 6;
@@ -99,7 +101,7 @@ export async function pullImage(store: Store, origin: Origin, options: PullOptio
     const records = complete.map((one) => one.record);
     await using group = new AsyncGroup(signal ?? new AbortController().signal);
     await group.all([
-      group.run(() => mergeChains(operation, options.merge ? records : [])),
+      group.run(() => mergeChains(operation, name, options.merge ? records : [])),
       group.run(async () => operation.indexLayers()),
     ]);
     return {
@@ -111,9 +113,13 @@ export async function pullImage(store: Store, origin: Origin, options: PullOptio
   }
 }
 
-async function mergeChains(operation: StoreOperation, records: readonly ManifestRecord[]): Promise<void> {
-  for (const { layers } of records) {
-    if (layers.length > 0) await operation.ensureMerged(layers.map(({ diffId }) => diffId));
+async function mergeChains(operation: StoreOperation, name: string, records: readonly ManifestRecord[]): Promise<void> {
+  try {
+    for (const { layers } of records) {
+      if (layers.length > 0) await operation.ensureMerged(layers.map(({ diffId }) => diffId));
+    }
+  } catch (error) {
+    throw explainMergeError(error, displayName(name));
   }
 }
 

@@ -22,3 +22,9 @@ export function explainWriteError(error: unknown, act: string, hint?: string): u
   const [code, state] = known;
   return new ShaleError(code, `${act}: ${state}`, { cause: error, ...(hint === undefined ? {} : { hint }) });
 }
+
+/** As {@link explainWriteError}, for the merged image of `name`, whose layers are in the store by then. */
+export function explainMergeError(error: unknown, name: string): unknown {
+  const hint = "The image itself is here: remove others, run shale gc, then mount it";
+  return explainWriteError(error, `Cannot merge the layers of ${name}`, hint);
+}

@@ -14,7 +14,7 @@ import { TAR_END, type TarHeader } from "../../formats/tar/index.ts";
 import { entryBytes } from "../../formats/tar/testing.ts";
 import { openImageTree } from "../../images/files.ts";
 import { type Origin, openOrigin } from "../../images/origin.ts";
-import { type PullResult, pullImage } from "../../images/pull.ts";
+import { type PullOptions, type PullResult, pullImage } from "../../images/pull.ts";
 import type { DiffId, Digest } from "../../oci/index.ts";
 import { type CheckReport, type IngestResult, Store, type StoreOperation } from "../index.ts";
 
@@ -148,8 +148,13 @@ export function layoutOrigin(directory: string, tag: string): Promise<Origin> {
 }
 
 /** Pulls `tag` of the OCI layout `directory` under the name `tag`. */
-export async function pull(store: Store, directory: string, tag: string): Promise<PullResult> {
-  return pullImage(store, await layoutOrigin(directory, tag), { name: tag });
+export async function pull(
+  store: Store,
+  directory: string,
+  tag: string,
+  options: Pick<PullOptions, "merge"> = {},
+): Promise<PullResult> {
+  return pullImage(store, await layoutOrigin(directory, tag), { name: tag, ...options });
 }
 
 /** Stages one layer from a file that is written for it. */
