@@ -161,11 +161,11 @@ class IsalInflater implements Inflater {
 function passesSelfTest(library: Library): boolean {
   if (!stateFits(library)) return false;
   let seed = 1;
-  const noise = Uint8Array.from({ length: 1000 }, () => {
+  const noise = Uint8Array.from({ length: 3000 }, () => {
     seed = (Math.imul(seed, 1103515245) + 12345) >>> 0;
     return seed >>> 24;
   });
-  const text = Buffer.from(Array.from({ length: 120 }, (_, i) => `${i * 7919}: layer ${i % 13}\n`).join(""));
+  const text = Buffer.from(Array.from({ length: 400 }, (_, i) => `${i * 7919}: layer ${i % 13}\n`).join(""));
   const vectors = [
     { content: text, deflated: deflateRawSync(text, { level: 6 }) },
     { content: text, deflated: deflateRawSync(text, { strategy: 4 }) }, // Z_FIXED

@@ -28,8 +28,8 @@ Mounts the image at DIR with the kernel's EROFS: read-only, complete at once, an
 With --rw, an overlay whose changes are kept in the store until umount. The mount keeps the image's bytes in the store,
 also when the image is removed. Mounting what is mounted there already is success.
 
-With --pull, an image that the store does not have is fetched before, as shale pull does, from where REF says; in one command this
-is quicker than in two. An image that is there is not asked for again: shale pull brings a newer one.
+With --pull, an image that the store does not have is fetched before, as shale pull does, from where REF says (the options
+about registries are for that); in one command this is quicker than in two. An image that is there is not asked for again: shale pull brings a newer one.
 
 Without arguments: lists the mounts. Needs root, except for listing.
 `,

@@ -84,7 +84,7 @@ interface Thread {
   idle: NodeJS.Timeout | undefined;
 }
 
-/** Starting a thread takes 100 ms: pulls that follow one another find theirs. */
+/** Starting a thread takes 50 to 100 ms: pulls that follow one another find theirs. */
 const IDLE_MS = 15_000;
 
 export class IngestPool implements AsyncDisposable {
